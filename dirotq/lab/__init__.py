@@ -1,0 +1,1 @@
+"""What a run leaves on disk: the stage cache, results and pictures."""

@@ -1,0 +1,1 @@
+"""Image metrics: fidelity, embedded distances, statistics and sanity checks."""
