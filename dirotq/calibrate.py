@@ -1,0 +1,169 @@
+"""Calibration: which linears share an input, and streaming statistics of each distinct input.
+
+Both come from the model's own forward passes. Two linears share an input when they are handed the same tensor, not
+when their names say so. Memory is bounded: a K x K second moment and a few sample rows an input, whatever the number
+of batches.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Batch = Mapping[str, Any] | Sequence[Any]
+_SAMPLE_ROWS = 256
+
+
+@dataclass
+class InputStatistics:
+    """Statistics of one distinct layer input of width K.
+
+    members: names of the linears that read it, in forward order.
+    moment: XᵀX / n [K, K] float64, uncentred. absmax: [K] float32. rows: n, tokens seen.
+    sample: [s, K] float32, rows spread evenly over the batches, for error estimates.
+    """
+
+    members: tuple[str, ...]
+    width: int
+    rows: int = 0
+    moment: Tensor = field(default_factory=lambda: torch.empty(0))
+    absmax: Tensor = field(default_factory=lambda: torch.empty(0))
+    sample: Tensor = field(default_factory=lambda: torch.empty(0))
+
+    @property
+    def name(self) -> str:
+        """Name of the input: that of the first linear that reads it."""
+        return self.members[0]
+
+
+class _Accumulator:
+    """Running sums for one input; the moment is accumulated in float64 from float32 products."""
+
+    def __init__(self, width: int, device: torch.device) -> None:
+        self.total = torch.zeros(width, width, dtype=torch.float64, device=device)
+        self.absmax = torch.zeros(width, device=device)
+        self.rows = 0
+        self.sample = torch.empty(0, width)
+
+    def add(self, x: Tensor) -> None:
+        x = x.detach().reshape(-1, x.shape[-1]).float()
+        self.total += (x.T @ x).double()
+        self.absmax = torch.maximum(self.absmax, x.abs().amax(0))
+        self.rows += x.shape[0]
+        # An even stride over the tokens: the first rows alone would be one corner of one image.
+        self.sample = torch.cat([self.sample, _spread(x, _SAMPLE_ROWS // 8).cpu()])
+        if self.sample.shape[0] > 4 * _SAMPLE_ROWS:
+            self.sample = self.sample[::2]
+
+    def finish(self, members: tuple[str, ...]) -> InputStatistics:
+        return InputStatistics(
+            members=members,
+            width=self.total.shape[0],
+            rows=self.rows,
+            moment=(self.total / self.rows).cpu(),
+            absmax=self.absmax.cpu(),
+            sample=_spread(self.sample, _SAMPLE_ROWS).clone(),
+        )
+
+
+def _spread(x: Tensor, rows: int) -> Tensor:
+    """At most `rows` rows of `x`, evenly spaced."""
+    return x[:: max(1, x.shape[0] // rows)][:rows]
+
+
+@contextmanager
+def _hooked(
+    model: nn.Module, names: Iterable[str], hook: Callable[[str, Tensor], None]
+) -> Iterator[None]:
+    handles = []
+    try:
+        for name in names:
+            module = model.get_submodule(name)
+
+            def pre_hook(_: nn.Module, args: tuple[Any, ...], name: str = name) -> None:
+                hook(name, args[0])
+
+            handles.append(module.register_forward_pre_hook(pre_hook))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def trace_inputs(model: nn.Module, names: Iterable[str], batch: Batch) -> list[tuple[str, ...]]:
+    """Groups of `names` that read the same tensor in a forward of `batch`, in forward order.
+
+    Raises ValueError for a linear that the forward does not reach.
+    """
+    names = list(names)
+    seen: dict[str, tuple[Any, ...]] = {}
+    alive: list[Tensor] = []  # a freed tensor's memory could come back as another input
+
+    def remember(name: str, x: Tensor) -> None:
+        alive.append(x)
+        version = 0 if x.is_inference() else x._version
+        seen.setdefault(name, (x.data_ptr(), version, x.shape, x.stride(), x.dtype))
+
+    with torch.no_grad(), _hooked(model, names, remember):
+        call(model, batch)
+    unreached = [name for name in names if name not in seen]
+    if unreached:
+        raise ValueError(
+            f"layer {unreached[0]} is not reached by the calibration forward; leave it out of the layout"
+        )
+    groups: dict[tuple[Any, ...], list[str]] = {}
+    for name, key in seen.items():
+        groups.setdefault(key, []).append(name)
+    return [tuple(members) for members in groups.values()]
+
+
+def collect(
+    model: nn.Module, names: Iterable[str], batches: Iterable[Batch]
+) -> list[InputStatistics]:
+    """Statistics of every distinct input of the linears `names`, over all `batches`.
+
+    Raises ValueError when there is no batch, when a linear is not reached, and when an input is not finite
+    (with the linear's name).
+    """
+    iterator = iter(batches)
+    first = next(iterator, None)
+    if first is None:
+        raise ValueError("calibration: no batches, at least one is needed")
+    groups = trace_inputs(model, names, first)
+    owners = {members[0]: members for members in groups}
+    sums: dict[str, _Accumulator] = {}
+
+    def add(name: str, x: Tensor) -> None:
+        if name not in sums:
+            sums[name] = _Accumulator(x.shape[-1], x.device)
+        sums[name].add(x)
+
+    with torch.no_grad(), _hooked(model, owners, add):
+        call(model, first)
+        for batch in iterator:
+            call(model, batch)
+    statistics = [sums[name].finish(members) for name, members in owners.items()]
+    for entry in statistics:
+        if not bool(torch.isfinite(entry.moment).all()):
+            raise ValueError(f"layer {entry.name}: its calibration input holds infinities or NaN")
+    return statistics
+
+
+def call(model: nn.Module, batch: Batch) -> Any:
+    """Run `model` on a batch: a mapping is passed as keyword arguments, a sequence as positional ones."""
+    return model(**batch) if isinstance(batch, Mapping) else model(*batch)
+
+
+def fingerprint(statistics: Iterable[InputStatistics]) -> str:
+    """Hash of calibration statistics (sha256, 16 hex digits), stored in checkpoints as provenance."""
+    digest = hashlib.sha256()
+    for entry in statistics:
+        digest.update(repr((entry.members, entry.rows)).encode())
+        digest.update(entry.moment.contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,187 @@
+"""Save and load quantized models: safetensors and JSON, strict, no pickle.
+
+`config.json` holds `quantization_config`: layout version, tool version, recipe, calibration hash, the inputs with
+their transforms and formats (`dirotq.linear.InputSpec`), and a checksum of each quantized layer. The tensors are those
+of `dirotq.linear.QuantLinear`, row-major, under the layer's name. A diffusers model saved by `save_pretrained` has the
+same `quantization_config` and tensors.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from dirotq.atomic import atomic_directory
+from dirotq.linear import InputSpec, QuantLinear, build
+from dirotq.recipes import Recipe
+
+LAYOUT_VERSION = 1
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+_ATTRIBUTE = "dirotq_config"
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that must not be loaded; the message says which part is wrong."""
+
+
+def describe(
+    model: nn.Module,
+    recipe: Recipe,
+    layers: Mapping[str, QuantLinear],
+    *,
+    calibration: str,
+    dtype: torch.dtype,
+) -> None:
+    """Attach to `model` the `quantization_config` that its checkpoints will carry."""
+    config = {
+        "quant_method": "dirotq",
+        "layout_version": LAYOUT_VERSION,
+        "tool_version": importlib.metadata.version("dirotq"),
+        "recipe": recipe.to_dict(),
+        "calibration": calibration,
+        "dtype": str(dtype).removeprefix("torch."),
+        "inputs": [layer.spec.to_dict() for layer in layers.values() if layer.spec is not None],
+        "checksums": {name: checksum(layer) for name, layer in layers.items()},
+    }
+    attach(model, config)
+
+
+def attach(model: nn.Module, config: dict[str, Any]) -> None:
+    """Make `config` the model's; a diffusers model also gets the quantizer that saves it."""
+    setattr(model, _ATTRIBUTE, config)
+    if "diffusers" in sys.modules and hasattr(model, "register_to_config"):
+        from dirotq.diffusers_quantizer import adopt
+
+        adopt(model, config)
+
+
+def quantization_config(model: nn.Module) -> dict[str, Any]:
+    """The model's `quantization_config`; raises ValueError when it was not quantized by this library."""
+    config = getattr(model, _ATTRIBUTE, None)
+    if config is None:
+        raise ValueError(
+            f"{type(model).__name__} is not quantized by dirotq; there is nothing to save"
+        )
+    return dict(config)
+
+
+def save(model: nn.Module, path: Path | str) -> None:
+    """Write a quantized model to the folder `path`, whole or not at all; an existing folder is replaced.
+
+    Raises ValueError when the model is not quantized, OSError when the place cannot be written.
+    """
+    config = quantization_config(model)
+    state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    with atomic_directory(Path(path), replace=True) as folder:
+        text = json.dumps(
+            {"architecture": type(model).__name__, "quantization_config": config}, indent=2
+        )
+        (folder / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
+        save_file(state, folder / WEIGHTS_FILE)
+
+
+def load(model: nn.Module, path: Path | str) -> None:
+    """Load a folder written by `save` into an unquantized instance of the same architecture, in place.
+
+    Raises CheckpointError, which says what, for an unreadable or missing file, an unknown layout version, another
+    architecture, a missing or extra tensor, a wrong shape or dtype, and a checksum mismatch.
+    """
+    path = Path(path)
+    try:
+        document = json.loads((path / CONFIG_FILE).read_text(encoding="utf-8"))
+        tensors = load_file(path / WEIGHTS_FILE)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: not a readable checkpoint ({error})") from error
+    config, architecture = document.get("quantization_config"), document.get("architecture")
+    if architecture != type(model).__name__:
+        raise CheckpointError(
+            f"{path}: holds a {architecture}, but the model is a {type(model).__name__}"
+        )
+    device = next(model.parameters()).device
+    layers = install(model, config)
+    check_names(set(model.state_dict()), set(tensors))
+    for name, expected in model.state_dict().items():
+        got = tensors[name]
+        if got.shape != expected.shape or got.dtype != expected.dtype:
+            raise CheckpointError(
+                f"tensor {name} is {got.dtype} {tuple(got.shape)}, expected {expected.dtype} {tuple(expected.shape)}"
+            )
+    model.load_state_dict(tensors)
+    model.to(device)
+    verify(layers, config)
+    attach(model, config)
+
+
+def install(model: nn.Module, config: Mapping[str, Any] | None) -> dict[str, QuantLinear]:
+    """Replace the linears that `config` names by empty quantized layers; returns them by name.
+
+    Raises CheckpointError for a missing or unknown configuration and for layers that are not in the model.
+    """
+    if not config or config.get("quant_method") != "dirotq":
+        raise CheckpointError("config.json has no quantization_config of dirotq")
+    if config.get("layout_version") != LAYOUT_VERSION:
+        version = config.get("layout_version")
+        raise CheckpointError(
+            f"checkpoint layout_version={version}, this version reads {LAYOUT_VERSION}"
+        )
+    layers: dict[str, QuantLinear] = {}
+    for fields in config["inputs"]:
+        try:
+            spec = InputSpec.from_dict(fields)
+            modules = {name: model.get_submodule(name) for name in spec.members}
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"quantization_config: {error}") from error
+        linears = {
+            name: module for name, module in modules.items() if isinstance(module, nn.Linear)
+        }
+        for name in sorted(modules.keys() - linears.keys()):
+            raise CheckpointError(
+                f"layer {name} is a {type(modules[name]).__name__}, expected an unquantized Linear"
+            )
+        built = build(spec, {name: linear.out_features for name, linear in linears.items()})
+        for name, layer in built.items():
+            layer.allocate(linears[name].bias, linears[name].weight.dtype)
+            layer.to(linears[name].weight.device)
+        layers.update(built)
+    for name, layer in layers.items():
+        model.set_submodule(name, layer)
+    return layers
+
+
+def check_names(expected: set[str], found: set[str]) -> None:
+    """Raise CheckpointError unless the tensor names agree."""
+    if expected - found:
+        raise CheckpointError(f"tensor {min(expected - found)} is missing from the checkpoint")
+    if found - expected:
+        raise CheckpointError(
+            f"tensor {min(found - expected)} of the checkpoint is not in the model"
+        )
+
+
+def verify(layers: Mapping[str, QuantLinear], config: Mapping[str, Any]) -> None:
+    """Raise CheckpointError for the first layer whose tensors do not have the recorded checksum."""
+    recorded = config["checksums"]
+    for name, layer in layers.items():
+        if checksum(layer) != recorded.get(name):
+            raise CheckpointError(f"layer {name}: checksum mismatch, the checkpoint is damaged")
+
+
+def checksum(layer: nn.Module) -> str:
+    """BLAKE2b of the layer's tensors (names, dtypes, shapes, bytes), 16 hex digits."""
+    digest = hashlib.blake2b(digest_size=8)
+    for name, tensor in sorted(layer.state_dict().items()):
+        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
+        flat = tensor.detach().contiguous().cpu().flatten()
+        digest.update(flat.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,177 @@
+"""Compose `conf/` into a Recipe and the rest of a job. The only module of the library that imports Hydra."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import hydra
+from hydra import compose, initialize_config_dir
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
+from hydra.utils import get_class, instantiate
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from dirotq.methods import Method
+from dirotq.recipes import Bits, Recipe
+from dirotq.rounding import GPTQOptions
+from dirotq.settings import CalibSettings, EvalSettings, ModelSettings, RuntimeSettings, typed
+
+VERSION_BASE = "1.3"
+METHOD_KEYS = ("rank", "basis", "rotation", "rounding", "seed")
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of the main job, checked. composed: the resolved configuration it was built from."""
+
+    model: ModelSettings
+    recipe: Recipe
+    calib: CalibSettings
+    eval: EvalSettings
+    runtime: RuntimeSettings
+    seed: int
+    save: bool
+    out: str | None
+    force: bool
+    composed: dict[str, Any]
+
+
+def config_folder() -> Path:
+    """The folder `conf`: inside the installed package, or beside it in a checkout."""
+    here = Path(__file__).parent
+    return next(
+        folder
+        for folder in (here / "conf", here.parent / "conf")
+        if (folder / "config.yaml").is_file()
+    )
+
+
+def recipe(*overrides: str) -> Recipe:
+    """Compose a Recipe from Hydra overrides such as "method=dirotq", "bits=w4a4_int4", "rank=0.125".
+
+    Raises ValueError, one line that names key, value and what is allowed.
+    """
+    return build_recipe(compose_config(overrides))
+
+
+def compose_config(overrides: Sequence[str] = ()) -> DictConfig:
+    """Compose `conf/config.yaml` with overrides; raises ValueError in one line."""
+    try:
+        with initialize_config_dir(version_base=VERSION_BASE, config_dir=str(config_folder())):
+            return compose("config", overrides=expand(overrides))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ValueError(explain(error)) from None
+
+
+def expand(overrides: Sequence[str]) -> list[str]:
+    """Overrides with `model=<folder>` written out as `model=folder model.path=<folder>`."""
+    expanded: list[str] = []
+    for override in overrides:
+        key, _, value = override.partition("=")
+        is_option = (config_folder() / "model" / f"{value}.yaml").is_file()
+        if key == "model" and not is_option and Path(value).is_dir():
+            expanded += ["model=folder", f"model.path='{value}'"]
+        else:
+            expanded.append(override)
+    return expanded
+
+
+def explain(error: Exception) -> str:
+    """One line for an error of composition: key, value, what is allowed."""
+    if (
+        isinstance(error, MissingConfigException)
+        and error.missing_cfg_file
+        and error.options is not None
+    ):
+        group, _, value = str(error.missing_cfg_file).rpartition("/")
+        return f"{group}={value}: unknown, allowed are {', '.join(sorted(error.options))}"
+    cause = (
+        error.__cause__
+        if isinstance(error, ConfigCompositionException) and error.__cause__
+        else error
+    )
+    lines = [line.strip() for line in (str(error), str(cause).splitlines()[0]) if line.strip()]
+    return " ".join(dict.fromkeys(line.splitlines()[0] for line in lines))
+
+
+def build_recipe(config: DictConfig) -> Recipe:
+    """The Recipe that a composed configuration describes; raises ValueError."""
+    bits = Bits(
+        name=config.bits.name,
+        weight=_format(config.bits.weight, "bits.weight"),
+        act=_format(config.bits.act, "bits.act"),
+    )
+    return Recipe(_method(config), bits, tuple(str(pattern) for pattern in config.weight_only))
+
+
+def build_job(config: DictConfig) -> Job:
+    """Check everything that a composed configuration says; raises ValueError."""
+    plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=False)
+    assert isinstance(plain, dict)
+    values: dict[str, Any] = {str(key): value for key, value in plain.items() if key != "hydra"}
+    return Job(
+        model=ModelSettings.build(_group(values, "model"), "model"),
+        recipe=build_recipe(config),
+        calib=CalibSettings.build(_group(values, "calib"), "calib"),
+        eval=EvalSettings.build(_group(values, "eval"), "eval"),
+        runtime=RuntimeSettings.build(_group(values, "runtime"), "runtime"),
+        seed=typed(values["seed"], int, "seed"),
+        save=typed(values["save"], bool, "save"),
+        out=typed(values["out"], str | None, "out"),
+        force=typed(values["force"], bool, "force"),
+        composed=values,
+    )
+
+
+def run_app(task: Callable[[DictConfig], None]) -> None:
+    """Run `task` as a Hydra application over `conf/` (single runs, `-m` sweeps, `--help`, `--cfg job`)."""
+    hydra.main(version_base=VERSION_BASE, config_path=str(config_folder()), config_name="config")(
+        task
+    )()
+
+
+def _group(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    group = values[name]
+    if not isinstance(group, Mapping):
+        raise ValueError(f"{name}={group}, allowed is one of the files of conf/{name}")
+    missing = [key for key, value in group.items() if value == "???"]
+    if missing:
+        raise ValueError(f"{name}.{missing[0]} must be given")
+    return group
+
+
+def _format(config: DictConfig | None, where: str) -> Any:
+    if config is None:
+        return None
+    try:
+        return instantiate(config)
+    except HydraException as error:
+        cause = error.__cause__ or error
+        raise ValueError(f"{where}: {str(cause).splitlines()[0]}") from None
+
+
+def _method(config: DictConfig) -> Method:
+    values = {str(key): value for key, value in config.method.items()}
+    kind: type[Method] = get_class(values.pop("_target_"))
+    hints = get_type_hints(kind)
+    known = {field.name for field in fields(kind)}
+    for key in METHOD_KEYS:
+        value = config[key]
+        if value is None:
+            continue
+        if key in known:
+            values[key] = value
+        else:
+            _log.warning("%s=%s: method %s has no use for it", key, value, kind.name)
+    for key in values:
+        if key not in known:
+            raise ValueError(f"method.{key}: unknown key, allowed are {', '.join(sorted(known))}")
+    options = values.pop("gptq", {})
+    checked = {key: typed(value, hints[key], key) for key, value in values.items()}
+    built: Method = kind(**checked, gptq=GPTQOptions(**options))
+    return built

@@ -1,0 +1,84 @@
+"""Integer formats: `int4` and `int8`, symmetric or with a zero point, per group or per row."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from dirotq.formats.base import Format, Grid
+
+
+@dataclass(frozen=True)
+class Integer(Format):
+    """Codes on an even grid.
+
+    symmetric: codes in [-q, q], q = 2^(bits-1) - 1, value = code * scale, scale = absmax / q.
+    otherwise: codes in [0, 2^bits - 1], value = (code - zero) * scale, scale = (max - min) / (2^bits - 1),
+        zero = -min / scale (not rounded to an integer: with it the group's minimum is exact).
+    Scales and zero points are bfloat16 and are rounded before they are used, so that a decoder sees the
+    numbers the encoder used. The INT W4A4 rows of SVDQuant (arXiv 2411.05007) use the symmetric form on both
+    sides, those of DiRotQ (arXiv 2605.16732) the asymmetric one for activations.
+
+    Raises ValueError when `bits` is not 4 or 8 or `group` is not positive.
+    """
+
+    bits: int = 4
+    symmetric: bool = True
+    kind: ClassVar[str] = "integer"
+
+    def __post_init__(self) -> None:
+        if self.bits not in (4, 8):
+            raise ValueError(f"integer format: bits={self.bits}, allowed are 4 and 8")
+        if self.group is not None and self.group < 1:
+            raise ValueError(
+                f"integer format: group={self.group}, allowed are positive integers and null (per row)"
+            )
+
+    def fit(self, groups: Tensor) -> Grid:
+        groups = groups.float()
+        if self.symmetric:
+            return Grid(_scale(groups.abs().amax(-1), self._high))
+        low, high = groups.amin(-1), groups.amax(-1)
+        scales = _scale(high - low, self._high)
+        return Grid(scales, (-low / scales.float()).bfloat16())
+
+    def codes(self, x: Tensor, scale: Tensor, zero: Tensor | None) -> Tensor:
+        steps = x.float() / scale.float()
+        if zero is not None:
+            steps = steps + zero.float()
+        return (
+            steps.round()
+            .clamp(self._low, self._high)
+            .to(torch.int8 if self.symmetric else torch.uint8)
+        )
+
+    def values(self, codes: Tensor, scale: Tensor, zero: Tensor | None) -> Tensor:
+        steps = codes.float()
+        if zero is not None:
+            steps = steps - zero.float()
+        return steps * scale.float()
+
+    @property
+    def code_bits(self) -> int:
+        return self.bits
+
+    @property
+    def grid_bits(self) -> int:
+        return 16 if self.symmetric else 32
+
+    @property
+    def _low(self) -> int:
+        return -self._high if self.symmetric else 0
+
+    @property
+    def _high(self) -> int:
+        return (1 << (self.bits - 1)) - 1 if self.symmetric else (1 << self.bits) - 1
+
+
+def _scale(extent: Tensor, steps: int) -> Tensor:
+    scales = (extent / steps).bfloat16()
+    # A group without extent decodes to its one value (as bfloat16) at any scale; 1 keeps the division finite.
+    return torch.where(scales == 0, torch.ones_like(scales), scales)

@@ -1,0 +1,200 @@
+"""The main job: load, calibrate, quantize, generate, measure, write the run directory."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import logging
+import resource
+import shlex
+import shutil
+import sys
+import time
+from dataclasses import asdict, fields
+from pathlib import Path
+
+import torch
+import yaml
+from torch import Tensor
+
+from dirotq.atomic import atomic_directory, atomic_write_text
+from dirotq.config import Job
+from dirotq.lab import results
+from dirotq.lab.pictures import grid, save_png
+from dirotq.lab.results import Metric, Result
+from dirotq.lab.stages import Stages
+from dirotq.metrics import embedded, fidelity
+from dirotq.metrics.feature_network import FILE_NAME, load_feature_network
+from dirotq.metrics.statistics import bootstrap_mean
+from dirotq.pipeline import model_folder
+from dirotq.prompts import ASSETS
+from dirotq.quantize import LayerReport, Report
+
+_GRID_IMAGES = 16
+_log = logging.getLogger(__name__)
+
+
+def run_directory(job: Job) -> Path:
+    """`out`, or a folder named after the settings: the same settings, the same folder."""
+    if job.out is not None:
+        return Path(job.out)
+    method = job.recipe.method
+    name = "-".join([job.model.name, method.name, *([_bits(job)] if method.quantizes else [])])
+    return Path("outputs/runs") / f"{name}-{_digest(job)}"
+
+
+def finished(folder: Path) -> bool:
+    """Whether the folder holds a finished run."""
+    return (folder / "result.json").is_file()
+
+
+def run(job: Job) -> Path:
+    """Do the job and return its run directory; a finished one is returned as it is unless `force`.
+
+    Raises ValueError for settings that cannot work and OSError for a disk that cannot be written; no run directory is
+    left then, and the finished stages are kept.
+    """
+    out = run_directory(job)
+    if finished(out) and not job.force:
+        return out
+    if out.exists() and any(out.iterdir()) and not finished(out):
+        raise ValueError(
+            f"out={out}: the folder exists and holds no run; choose another or remove it"
+        )
+    start = time.perf_counter()
+    if job.runtime.threads is not None:
+        torch.set_num_threads(job.runtime.threads)
+    torch.use_deterministic_algorithms(job.runtime.deterministic)
+    stages = Stages(job)
+    reference = stages.reference_images()
+    checkpoint, report = stages.quantized() if job.recipe.method.quantizes else (None, None)
+    images = stages.images()
+    measured = measure(stages, reference, images)
+    seconds = {**stages.seconds, "total": time.perf_counter() - start}
+    result = _result(stages, report, checkpoint, measured, seconds)
+    with atomic_directory(out, replace=True) as folder:
+        _write(folder, stages, result, report, reference, images)
+        if job.save and checkpoint is not None:
+            shutil.copytree(checkpoint, folder / "checkpoint")
+    return out
+
+
+def measure(stages: Stages, reference: Tensor, images: Tensor) -> dict[str, Metric]:
+    """Every metric of `eval.metrics` between uint8 [B, H, W, 3] images and the 16-bit ones."""
+    seed = stages.job.seed
+    found: dict[str, Metric] = {}
+    names = list(stages.job.eval.metrics)
+    features = (model_folder(stages.job.model.path) or ASSETS) / FILE_NAME
+    if not features.is_file():
+        for name in [name for name in names if name.startswith("emoji_")]:
+            _log.warning("metric %s is left out: the model has no feature network", name)
+            names.remove(name)
+    if "psnr" in names:
+        found["psnr"] = results.metric(
+            bootstrap_mean(fidelity.capped(fidelity.psnr(reference, images)), seed=seed)
+        )
+    if "ssim" in names:
+        found["ssim"] = results.metric(bootstrap_mean(fidelity.ssim(reference, images), seed=seed))
+    if any(name.startswith("emoji_") for name in names):
+        network = load_feature_network(features.parent)
+        if "emoji_perceptual" in names:
+            distance = embedded.perceptual_distance(network, reference, images)
+            found["emoji_perceptual"] = results.metric(bootstrap_mean(distance, seed=seed))
+        if "emoji_frechet" in names and len(images) > 1:
+            both = (embedded.pooled_features(network, part) for part in (reference, images))
+            found["emoji_frechet"] = results.metric(embedded.frechet_estimate(*both, seed=seed))
+    return found
+
+
+def _bits(job: Job) -> str:
+    return job.recipe.bits.name if job.recipe.method.quantizes else "w16a16"
+
+
+def _digest(job: Job) -> str:
+    kept = {
+        key: value for key, value in job.composed.items() if key not in ("out", "force", "save")
+    }
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def _result(
+    stages: Stages,
+    report: Report | None,
+    checkpoint: Path | None,
+    measured: dict[str, Metric],
+    seconds: dict[str, float],
+) -> Result:
+    job, method = stages.job, stages.job.recipe.method
+    rank = getattr(method, "rank", None)
+    return Result(
+        schema=1,
+        model=job.model.name,
+        method=method.name,
+        bits=_bits(job),
+        rank=int(rank) if rank is not None and rank >= 1 else rank,
+        basis=getattr(method, "basis", None),
+        rotation=getattr(method, "rotation", None),
+        rounding=method.rounding if method.quantizes else None,
+        seed=job.seed,
+        effective_bits={
+            "weight": report.weight_bits if report else 16.0,
+            "activation": report.act_bits if report else 16.0,
+        },
+        metrics=measured,
+        paper=None,
+        seconds={name: round(value, 3) for name, value in seconds.items()},
+        bytes={"checkpoint": _size(checkpoint), "peak": _peak(stages.device)},
+        env=results.environment(stages.device),
+        weights="trained" if job.model.weights == "trained" else "random",
+        numerics="simulated",
+        command=shlex.join(["dirotq", *sys.argv[1:]]),
+        config=_digest(job),
+        prompts={"set": job.eval.prompt_set, "n": len(stages.prompts)},
+    )
+
+
+def _size(folder: Path | None) -> int | None:
+    if folder is None:
+        return None
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def _peak(device: torch.device) -> int:
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _write(
+    folder: Path,
+    stages: Stages,
+    result: Result,
+    report: Report | None,
+    reference: Tensor,
+    images: Tensor,
+) -> None:
+    results.write_result(folder / "result.json", result)
+    atomic_write_text(folder / "config.yaml", yaml.safe_dump(stages.job.composed, sort_keys=False))
+    if report is not None:
+        atomic_write_text(folder / "layers.csv", _table(report))
+    for prompt, image in zip(stages.prompts, images, strict=True):
+        save_png(image, folder / "images" / f"{prompt.id}.png")
+    count = min(_GRID_IMAGES, len(images))
+    label = f"{result['method']} {result['bits']}"
+    rows = [("16-bit", list(reference[:count])), (label, list(images[:count]))]
+    scale = max(1, 128 // images.shape[1])
+    picture = grid(rows, [prompt.text for prompt in stages.prompts[:count]], scale=scale)
+    save_png(picture, folder / "grid.png")
+
+
+def _table(report: Report) -> str:
+    names = [field.name for field in fields(LayerReport)]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, names, lineterminator="\n")
+    writer.writeheader()
+    for layer in report.layers:
+        row = asdict(layer)
+        writer.writerow({k: f"{v:.3f}" if isinstance(v, float) else v for k, v in row.items()})
+    return text.getvalue()

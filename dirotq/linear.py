@@ -1,0 +1,204 @@
+"""What a quantized layer is: y = Qa(low(x)) Qw(low(W))ᵀ + high(x) high(W)ᵀ + b, simulated from the packed tensors."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dirotq import formats, transforms
+from dirotq.formats import Encoded, Format, Grid, pack_nibbles, unpack_nibbles
+from dirotq.transforms import Transform
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """How one distinct input is treated, and by which linears (by name) it is read: all a checkpoint has to say.
+
+    weight, act: formats of the low parts; None leaves low and high in the model's dtype.
+    """
+
+    members: tuple[str, ...]
+    transform: dict[str, Any]
+    weight: Format | None
+    act: Format | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON fields."""
+        return {
+            "members": list(self.members),
+            "transform": self.transform,
+            "weight": self.weight.to_dict() if self.weight else None,
+            "act": self.act.to_dict() if self.act else None,
+        }
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> Self:
+        """Rebuild from `to_dict()`; raises ValueError on an unknown format."""
+        weight, act = (
+            formats.from_dict(fields[key]) if fields[key] else None for key in ("weight", "act")
+        )
+        return cls(tuple(fields["members"]), dict(fields["transform"]), weight, act)
+
+
+class _FixedDtype(nn.Module):
+    """A module whose buffers move between devices but keep their dtype: `.half()` must not change what codes mean."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        before = {name: buffer for name, buffer in self.named_buffers() if buffer is not None}
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, original in before.items():
+            owner_name, _, leaf = name.rpartition(".")
+            owner = self.get_submodule(owner_name)
+            changed = owner.get_buffer(leaf)
+            if changed.dtype != original.dtype:
+                setattr(owner, leaf, original.to(changed.device))
+        return self
+
+
+class QuantInput(_FixedDtype):
+    """Transforms and quantizes one distinct input, once for all the linears that read it.
+
+    The result is kept until each of them has read it, and dropped then.
+    """
+
+    def __init__(self, transform: Transform, act: Format | None, readers: int = 1) -> None:
+        super().__init__()
+        self.transform = transform
+        self.act = act
+        self.readers = readers
+        self._kept: tuple[weakref.ref[Tensor], int, tuple[Tensor, Tensor | None]] | None = None
+        self._left = 0
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """`x` [..., K] -> decoded low part [..., low] and high part [..., r] or None, float32."""
+        if self.readers == 1 or x.is_inference():
+            # Inference tensors do not say whether they were changed in place since the last reader saw them.
+            return self.compute(x)
+        if self._kept is not None and self._kept[0]() is x and self._kept[1] == x._version:
+            result = self._kept[2]
+            self._left -= 1
+            if not self._left:
+                self._kept = None
+            return result
+        result = self.compute(x)
+        self._left = self.readers - 1
+        self._kept = (weakref.ref(x), x._version, result)
+        return result
+
+    def compute(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The definition of what `forward` returns."""
+        low, high = self.transform.online(x.float())
+        if self.act is None:
+            return low, high
+        # The protected branch multiplies 16-bit numbers on both sides.
+        return self.act.quantize(low), None if high is None else high.bfloat16().float()
+
+
+class QuantLinear(_FixedDtype):
+    """A linear layer in quantized form.
+
+    Buffers, row-major: `codes` uint8 [N, ceil(low / 2)] for 4-bit codes (two a byte, even column in the low nibble)
+    or int8 [N, low] for 8-bit ones, `scales` bfloat16 [N, G], or `weight` [N, low] where weights are not quantized;
+    `high` [N, r] where coordinates are protected (bfloat16, or the model's dtype beside an unquantized `weight`);
+    `bias` [N] in the model's dtype.
+    The first linear that reads an input holds its `input`; the others refer to it.
+    """
+
+    input: QuantInput
+    codes: Tensor
+    scales: Tensor
+    weight: Tensor
+    high: Tensor | None
+    bias: Tensor | None
+
+    def __init__(self, spec: InputSpec, out_features: int, input: QuantInput, owner: bool) -> None:
+        super().__init__()
+        if owner:
+            self.input = input
+        else:
+            # Not registered: a checkpoint holds each input's tensors once.
+            object.__setattr__(self, "input", input)
+        self.in_features = input.transform.width
+        self.out_features = out_features
+        self.format = spec.weight
+        self.spec = spec if owner else None
+        for name in ("codes", "scales", "weight", "high", "bias"):
+            self.register_buffer(name, None)
+
+    def allocate(self, bias: Tensor | None, dtype: torch.dtype) -> None:
+        """Register empty buffers of the right shapes and dtypes, to be loaded into."""
+        low, high = self.input.transform.low_width, self.input.transform.high
+        if self.format is None:
+            self.weight = torch.empty(self.out_features, low, dtype=dtype)
+            protected = dtype
+        else:
+            protected = torch.bfloat16
+            packed = self.format.code_bits == 4
+            width = -(-low // 2) if packed else low
+            self.codes = torch.empty(
+                self.out_features, width, dtype=torch.uint8 if packed else torch.int8
+            )
+            self.scales = torch.empty(
+                self.out_features, self.format.num_groups(low), dtype=torch.bfloat16
+            )
+        if high:
+            self.high = torch.empty(self.out_features, high, dtype=protected)
+        self.bias = None if bias is None else torch.empty(self.out_features, dtype=dtype)
+
+    def store(self, low: Encoded | Tensor, high: Tensor | None, bias: Tensor | None) -> None:
+        """Take encoded (or, unquantized, plain) low weights [N, low], protected weights [N, r] and bias [N]."""
+        if isinstance(low, Tensor):
+            self.weight = low.detach()
+            protected = low.dtype
+        else:
+            protected = torch.bfloat16
+            assert self.format is not None, "encoded weights need a format"
+            self.codes = pack_nibbles(low.codes) if self.format.code_bits == 4 else low.codes
+            self.scales = low.grid.scales
+        self.high = None if high is None else high.to(protected)
+        self.bias = None if bias is None else bias.detach().clone()
+
+    def low_weight(self) -> Tensor:
+        """Decoded low weights [N, low], float32."""
+        if self.format is None:
+            return self.weight.float()
+        low = self.input.transform.low_width
+        codes = unpack_nibbles(self.codes, low) if self.format.code_bits == 4 else self.codes
+        return self.format.decode(Encoded(codes, Grid(self.scales)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`x` [..., K] -> [..., N] in the dtype of `x`; computed in float32."""
+        low, high = self.input(x)
+        y = F.linear(low, self.low_weight())
+        if high is not None and self.high is not None:
+            y = y + F.linear(high, self.high.float())
+        if self.bias is not None:
+            y = y + self.bias.float()
+        return y.to(x.dtype)
+
+    def storage_bits(self) -> int:
+        """Bits of everything this layer stores but its bias; an owner counts its input's tensors."""
+        tensors = [t for name, t in self.state_dict().items() if name != "bias"]
+        return sum(t.numel() * t.element_size() * 8 for t in tensors)
+
+    def extra_repr(self) -> str:
+        weight = self.format.kind if self.format else "16-bit"
+        return f"in={self.in_features}, out={self.out_features}, high={self.input.transform.high}, weight={weight}"
+
+
+def build(
+    spec: InputSpec, out_features: dict[str, int], transform: Transform | None = None
+) -> dict[str, QuantLinear]:
+    """Quantized layers, still empty, for the linears of one input: name -> layer."""
+    transform = transform or transforms.from_dict(spec.transform)
+    source = QuantInput(transform, spec.act, readers=len(spec.members))
+    return {
+        name: QuantLinear(spec, out_features[name], source, owner=name == spec.members[0])
+        for name in spec.members
+    }

@@ -1,0 +1,8 @@
+"""Quantization methods: one file a method, each a choice of transform and rounding."""
+
+from dirotq.methods.base import Method
+from dirotq.methods.dirotq import DiRotQ
+from dirotq.methods.fp16 import FP16
+from dirotq.methods.rtn import RTN
+
+__all__ = ["FP16", "RTN", "DiRotQ", "Method"]

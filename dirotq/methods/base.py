@@ -1,0 +1,79 @@
+"""What a method is: a choice of transform for each distinct input, and a rounding rule.
+
+A method never walks a model, and knows no formats beyond the ones it is handed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from dirotq.calibrate import InputStatistics
+from dirotq.formats import Encoded, Format
+from dirotq.rounding import GPTQOptions, gptq, round_to_nearest
+from dirotq.transforms import Identity, Transform
+
+ROUNDINGS = ("rtn", "gptq")
+
+
+@dataclass(frozen=True)
+class Method(ABC):
+    """rounding: "rtn" or "gptq". seed: of every random choice. gptq: options of GPTQ, read only with it."""
+
+    rounding: str = "rtn"
+    seed: int = 0
+    gptq: GPTQOptions = field(default_factory=GPTQOptions)
+
+    name: ClassVar[str]
+    quantizes: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if self.rounding not in ROUNDINGS:
+            raise ValueError(
+                f"rounding={self.rounding}, allowed are {', '.join(ROUNDINGS)} and null (the method's own)"
+            )
+        if self.seed < 0:
+            raise ValueError(f"seed={self.seed}, allowed are integers from 0")
+
+    @abstractmethod
+    def transform(
+        self, inputs: InputStatistics, weights: list[Tensor], act: Format | None
+    ) -> Transform:
+        """Transform for one distinct input, read by linears with `weights` [N_i, K]."""
+
+    def round(
+        self, weight: Tensor, moment: Tensor | None, fmt: Format, mean: float
+    ) -> tuple[Encoded, bool]:
+        """Encode the low weight [N, low]; True when GPTQ could not be used and rounding to nearest was.
+
+        moment: second moment [low, low] of the low input; mean: mean diagonal of the whole input's moment.
+        """
+        if self.rounding == "gptq" and moment is not None:
+            encoded = gptq(weight, moment, fmt, mean=mean, options=self.gptq)
+            if encoded is not None:
+                return encoded, False
+        return round_to_nearest(weight, fmt), self.rounding == "gptq"
+
+    def generator(self, name: str) -> torch.Generator:
+        """Random generator for the input `name`: it depends on the seed and the name, not on the order of work."""
+        digest = hashlib.sha256(f"{self.seed}/{name}".encode()).digest()
+        return torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON fields, for checkpoints and cache keys."""
+        return {"name": self.name, **asdict(self)}
+
+
+@dataclass(frozen=True)
+class Untransformed(Method):
+    """A method that quantizes the input as it is."""
+
+    def transform(
+        self, inputs: InputStatistics, weights: list[Tensor], act: Format | None
+    ) -> Transform:
+        return Identity(inputs.width)

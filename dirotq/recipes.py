@@ -1,0 +1,42 @@
+"""A recipe: everything that decides how a model is quantized."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from dirotq.formats import Format
+from dirotq.methods import Method
+
+
+@dataclass(frozen=True)
+class Bits:
+    """Formats of weights and activations under one name (`w4a4_int4`); None means 16 bits."""
+
+    name: str
+    weight: Format | None
+    act: Format | None
+
+    def __post_init__(self) -> None:
+        if self.weight is not None and not getattr(self.weight, "symmetric", True):
+            raise ValueError(f"bits={self.name}: weight formats must be symmetric")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """method: how. bits: to what. weight_only: patterns of linears whose activations stay at 16 bits."""
+
+    method: Method
+    bits: Bits
+    weight_only: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON fields, for checkpoints and cache keys."""
+        weight, act = self.bits.weight, self.bits.act
+        return {
+            "method": self.method.to_dict(),
+            "bits": self.bits.name,
+            "weight": weight.to_dict() if weight else None,
+            "act": act.to_dict() if act else None,
+            "weight_only": list(self.weight_only),
+        }

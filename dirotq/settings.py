@@ -1,0 +1,132 @@
+"""Settings of the main job as frozen dataclasses: every value is checked here, once."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, fields
+from typing import Any, Self, get_args, get_origin, get_type_hints
+
+METRICS = ("psnr", "ssim", "emoji_perceptual", "emoji_frechet")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A group of settings. `where` in errors is the group's name on the command line."""
+
+    @classmethod
+    def build(cls, values: Mapping[str, Any], where: str) -> Self:
+        """Check names and types, then construct; raises ValueError that names key, value and what is allowed."""
+        hints = get_type_hints(cls)
+        known = {field.name for field in fields(cls)}
+        for key in values:
+            if key not in known:
+                raise ValueError(
+                    f"{where}.{key}: unknown key, allowed are {', '.join(sorted(known))}"
+                )
+        for field in fields(cls):
+            if field.default is MISSING and field.name not in values:
+                raise ValueError(f"{where}.{field.name} is missing")
+        checked = {key: typed(value, hints[key], f"{where}.{key}") for key, value in values.items()}
+        try:
+            return cls(**checked)
+        except ValueError as error:
+            raise ValueError(f"{where}.{error}") from None
+
+    def _at_least(self, low: int, *names: str) -> None:
+        for name in names:
+            value = getattr(self, name)
+            if value is not None and value < low:
+                raise ValueError(f"{name}={value}, allowed are integers from {low}")
+
+    def _one_of(self, name: str, allowed: tuple[str, ...]) -> None:
+        if getattr(self, name) not in allowed:
+            raise ValueError(f"{name}={getattr(self, name)}, allowed are {', '.join(allowed)}")
+
+
+@dataclass(frozen=True)
+class ModelSettings(Settings):
+    """A diffusers pipeline and how it is called. path: a folder of dirotq/assets, any folder, or a hub id."""
+
+    name: str
+    path: str
+    weights: str
+    size: int
+    steps: int
+    guidance: float
+    call: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        self._at_least(1, "size", "steps")
+        self._one_of("weights", ("trained", "random"))
+        if self.guidance < 0:
+            raise ValueError(f"guidance={self.guidance}, allowed are numbers from 0")
+
+
+@dataclass(frozen=True)
+class CalibSettings(Settings):
+    """prompts: how many trajectories. records: (prompt, step) pairs of them to keep. batch: prompts at once."""
+
+    prompt_set: str
+    prompts: int
+    records: int
+    batch: int
+
+    def __post_init__(self) -> None:
+        self._at_least(1, "prompts", "records", "batch")
+
+
+@dataclass(frozen=True)
+class EvalSettings(Settings):
+    """prompts: the first so many of the set; None means all. batch: images at once."""
+
+    prompt_set: str
+    prompts: int | None
+    batch: int
+    metrics: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        self._at_least(1, "prompts", "batch")
+        for metric in self.metrics:
+            if metric not in METRICS:
+                raise ValueError(f"metrics={metric}, allowed are {', '.join(METRICS)}")
+
+
+@dataclass(frozen=True)
+class RuntimeSettings(Settings):
+    """Where and in which precision to compute; `cache` is the folder of finished stages."""
+
+    device: str
+    dtype: str
+    threads: int | None
+    deterministic: bool
+    cache: str
+
+    def __post_init__(self) -> None:
+        self._at_least(1, "threads")
+        self._one_of("dtype", DTYPES)
+
+
+def typed(value: Any, hint: Any, where: str) -> Any:
+    """`value` as the type that `hint` names; raises ValueError."""
+    options = get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    for option in options:
+        if option is type(None):
+            if value is None:
+                return None
+        elif get_origin(option) is tuple:
+            if isinstance(value, list | tuple):
+                inner = get_args(option)[0]
+                return tuple(typed(item, inner, where) for item in value)
+        elif get_origin(option) is dict:
+            if isinstance(value, Mapping):
+                return dict(value)
+        elif option is float and isinstance(value, int | float) and not isinstance(value, bool):
+            return float(value)
+        elif type(value) is option:
+            return value
+    names = " or ".join(
+        "null" if o is type(None) else getattr(o, "__name__", str(o)) for o in options
+    )
+    raise ValueError(f"{where}={value}, allowed is a value of type {names}")
