@@ -14,6 +14,7 @@ from dirotq.config import recipe  # noqa: E402
 from dirotq.diffusers_quantizer import register_when_imported  # noqa: E402
 from dirotq.quantize import LayerReport, Report, quantize  # noqa: E402
 from dirotq.recipes import Recipe  # noqa: E402
+from dirotq.version import __version__  # noqa: E402
 
 register_when_imported()
 
@@ -22,6 +23,7 @@ __all__ = [
     "LayerReport",
     "Recipe",
     "Report",
+    "__version__",
     "load",
     "quantize",
     "recipe",

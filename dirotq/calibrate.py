@@ -50,6 +50,7 @@ class _Accumulator:
         self.absmax = torch.zeros(width, device=device)
         self.rows = 0
         self.sample = torch.empty(0, width)
+        self._offered, self._every = 0, 1
 
     def add(self, x: Tensor) -> None:
         x = x.detach().reshape(-1, x.shape[-1]).float()
@@ -57,9 +58,15 @@ class _Accumulator:
         self.absmax = torch.maximum(self.absmax, x.abs().amax(0))
         self.rows += x.shape[0]
         # An even stride over the tokens: the first rows alone would be one corner of one image.
-        self.sample = torch.cat([self.sample, _spread(x, _SAMPLE_ROWS // 8).cpu()])
-        if self.sample.shape[0] > 4 * _SAMPLE_ROWS:
+        rows = _spread(x, _SAMPLE_ROWS // 8)
+        # One in so many of all rows offered is kept, so that no batch counts more than another.
+        self.sample = torch.cat(
+            [self.sample, rows[-self._offered % self._every :: self._every].cpu()]
+        )
+        self._offered += rows.shape[0]
+        while self.sample.shape[0] > 4 * _SAMPLE_ROWS:
             self.sample = self.sample[::2]
+            self._every *= 2
 
     def finish(self, members: tuple[str, ...]) -> InputStatistics:
         return InputStatistics(
@@ -74,7 +81,8 @@ class _Accumulator:
 
 def _spread(x: Tensor, rows: int) -> Tensor:
     """At most `rows` rows of `x`, evenly spaced."""
-    return x[:: max(1, x.shape[0] // rows)][:rows]
+    count = min(rows, x.shape[0])
+    return x[torch.arange(count, device=x.device) * x.shape[0] // max(1, count)]
 
 
 @contextmanager

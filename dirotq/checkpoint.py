@@ -9,7 +9,6 @@ same `quantization_config` and tensors.
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import json
 import sys
 from collections.abc import Mapping
@@ -24,6 +23,7 @@ from torch import nn
 from dirotq.atomic import atomic_directory
 from dirotq.linear import InputSpec, QuantLinear, build
 from dirotq.recipes import Recipe
+from dirotq.version import __version__
 
 LAYOUT_VERSION = 1
 CONFIG_FILE = "config.json"
@@ -47,7 +47,7 @@ def describe(
     config = {
         "quant_method": "dirotq",
         "layout_version": LAYOUT_VERSION,
-        "tool_version": importlib.metadata.version("dirotq"),
+        "tool_version": __version__,
         "recipe": recipe.to_dict(),
         "calibration": calibration,
         "dtype": str(dtype).removeprefix("torch."),

@@ -9,6 +9,8 @@ import torch
 import dirotq  # noqa: F401 - defines what torchvision needs before diffusers is imported
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is defined
 torch.set_num_threads(1)
 
 

@@ -48,12 +48,17 @@ class Format(ABC):
         """Choose the grid of `groups` [..., G, group]; every tensor of the result is [..., G]."""
 
     @abstractmethod
-    def codes(self, x: Tensor, scale: Tensor, zero: Tensor | None) -> Tensor:
-        """Round `x` to the nearest code, elementwise; `scale` and `zero` broadcast against `x`."""
+    def nearest(self, x: Tensor, scale: Tensor, zero: Tensor | None) -> Tensor:
+        """The nearest code of every element, as float32; `scale` and `zero` broadcast against `x`."""
 
     @abstractmethod
     def values(self, codes: Tensor, scale: Tensor, zero: Tensor | None) -> Tensor:
-        """Decode codes, elementwise, in float32: the one definition of what a code means."""
+        """Decode codes (integer or float32), elementwise, in float32: the one definition of what a code means."""
+
+    @property
+    @abstractmethod
+    def code_dtype(self) -> torch.dtype:
+        """Integer dtype that holds one code, unpacked."""
 
     @property
     @abstractmethod
@@ -65,32 +70,44 @@ class Format(ABC):
     def grid_bits(self) -> int:
         """Bits of one group's scale and zero point."""
 
-    def grid(self, x: Tensor) -> Grid:
-        """Choose the grid of `x` [..., K].
+    def codes(self, x: Tensor, scale: Tensor, zero: Tensor | None) -> Tensor:
+        """`nearest` in the integer dtype of the format."""
+        return self.nearest(x, scale, zero).to(self.code_dtype)
 
-        A short last group is filled up with its own last value, which changes neither its extremes nor its grid.
-        """
-        width = x.shape[-1]
-        group = self.group or width
-        missing = -width % group
-        if missing:
-            x = torch.cat([x, x[..., -1:].expand(*x.shape[:-1], missing)], dim=-1)
-        return self.fit(x.unflatten(-1, (-1, group)))
+    def grid(self, x: Tensor) -> Grid:
+        """Choose the grid of `x` [..., K]."""
+        return self.fit(self._groups(x))
 
     def encode(self, x: Tensor, grid: Grid | None = None) -> Encoded:
         """Round `x` [..., K] to the nearest codes on `grid` (its own when None)."""
-        grid = grid or self.grid(x)
-        scale, zero = self.expand(grid, x.shape[-1])
-        return Encoded(self.codes(x, scale, zero), grid)
+        groups = self._groups(x)
+        grid = grid or self.fit(groups)
+        codes = self.codes(groups, *_broadcast(grid))
+        return Encoded(codes.flatten(-2)[..., : x.shape[-1]], grid)
 
     def decode(self, encoded: Encoded) -> Tensor:
         """Float32 values [..., K] of `encoded`."""
-        scale, zero = self.expand(encoded.grid, encoded.codes.shape[-1])
-        return self.values(encoded.codes, scale, zero)
+        values = self.values(self._groups(encoded.codes), *_broadcast(encoded.grid))
+        return values.flatten(-2)[..., : encoded.codes.shape[-1]]
 
     def quantize(self, x: Tensor) -> Tensor:
-        """Encode and decode: `x` [..., K] on its own grid, float32."""
-        return self.decode(self.encode(x))
+        """`decode(encode(x))`, bitwise, without the detour over integers: `x` [..., K] in float32."""
+        groups = self._groups(x)
+        scale, zero = _broadcast(self.fit(groups))
+        values = self.values(self.nearest(groups, scale, zero), scale, zero)
+        return values.flatten(-2)[..., : x.shape[-1]]
+
+    def _groups(self, x: Tensor) -> Tensor:
+        """View `x` [..., K] as [..., G, group].
+
+        A short last group is filled up with its own last value, which changes neither its extremes nor its grid.
+        """
+        group = self.group or x.shape[-1]
+        missing = -x.shape[-1] % group
+        if missing:
+            x = torch.cat([x, x[..., -1:].expand(*x.shape[:-1], missing)], dim=-1)
+        groups: Tensor = x.unflatten(-1, (-1, group))
+        return groups
 
     def expand(self, grid: Grid, width: int) -> tuple[Tensor, Tensor | None]:
         """Scales and zero points [..., width], one for each value."""
@@ -111,3 +128,8 @@ class Format(ABC):
     def to_dict(self) -> dict[str, Any]:
         """JSON fields from which `dirotq.formats.from_dict` rebuilds the format."""
         return {"kind": self.kind, **asdict(self)}
+
+
+def _broadcast(grid: Grid) -> tuple[Tensor, Tensor | None]:
+    """Scales and zero points [..., G, 1], to be used against [..., G, group]."""
+    return grid.scales[..., None], None if grid.zeros is None else grid.zeros[..., None]

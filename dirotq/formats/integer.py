@@ -30,11 +30,15 @@ class Integer(Format):
     kind: ClassVar[str] = "integer"
 
     def __post_init__(self) -> None:
-        if self.bits not in (4, 8):
+        if type(self.bits) is not int or self.bits not in (4, 8):
             raise ValueError(f"integer format: bits={self.bits}, allowed are 4 and 8")
-        if self.group is not None and self.group < 1:
+        if self.group is not None and (type(self.group) is not int or self.group < 1):
             raise ValueError(
                 f"integer format: group={self.group}, allowed are positive integers and null (per row)"
+            )
+        if type(self.symmetric) is not bool:
+            raise ValueError(
+                f"integer format: symmetric={self.symmetric}, allowed are true and false"
             )
 
     def fit(self, groups: Tensor) -> Grid:
@@ -45,21 +49,21 @@ class Integer(Format):
         scales = _scale(high - low, self._high)
         return Grid(scales, (-low / scales.float()).bfloat16())
 
-    def codes(self, x: Tensor, scale: Tensor, zero: Tensor | None) -> Tensor:
+    def nearest(self, x: Tensor, scale: Tensor, zero: Tensor | None) -> Tensor:
         steps = x.float() / scale.float()
         if zero is not None:
             steps = steps + zero.float()
-        return (
-            steps.round()
-            .clamp(self._low, self._high)
-            .to(torch.int8 if self.symmetric else torch.uint8)
-        )
+        return steps.round().clamp(self._low, self._high)
 
     def values(self, codes: Tensor, scale: Tensor, zero: Tensor | None) -> Tensor:
         steps = codes.float()
         if zero is not None:
             steps = steps - zero.float()
         return steps * scale.float()
+
+    @property
+    def code_dtype(self) -> torch.dtype:
+        return torch.int8 if self.symmetric else torch.uint8
 
     @property
     def code_bits(self) -> int:
@@ -79,6 +83,7 @@ class Integer(Format):
 
 
 def _scale(extent: Tensor, steps: int) -> Tensor:
-    scales = (extent / steps).bfloat16()
+    # A product, because dividing by a constant is rounded differently on CPU and GPU.
+    scales = (extent * (1.0 / steps)).bfloat16()
     # A group without extent decodes to its one value (as bfloat16) at any scale; 1 keeps the division finite.
     return torch.where(scales == 0, torch.ones_like(scales), scales)

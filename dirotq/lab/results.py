@@ -18,10 +18,11 @@ from jsonschema.exceptions import best_match  # type: ignore[import-untyped]
 
 from dirotq.atomic import atomic_write_json
 from dirotq.metrics.statistics import Estimate
+from dirotq.version import __version__
 
 SCHEMA_VERSION = 1
 
-_PACKAGES = ("torch", "diffusers", "transformers", "dirotq")
+_PACKAGES = ("torch", "diffusers", "transformers")
 _GIT_SECONDS = 10
 
 
@@ -144,6 +145,7 @@ def environment(device: str | torch.device = "cpu") -> Environment:
     """
     versions: dict[str, str | None] = {"python": platform.python_version()}
     versions |= {name: _version(name) for name in _PACKAGES}
+    versions["dirotq"] = __version__
     return Environment(
         device=_device_name(torch.device(device)),
         versions=versions,

@@ -1,0 +1,78 @@
+"""Write README's result table from the committed JSON files, or check that it is not stale.
+
+    python -m experiments.readme [--check]
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from dirotq.lab.results import Metric, Result, read_result
+
+README = Path("README.md")
+RESULTS = Path("experiments/results/emoji-standard")
+BEGIN, END = "<!-- results: begin -->\n", "<!-- results: end -->\n"
+COLUMNS = (
+    ("PSNR dB ↑", "psnr", 2),
+    ("SSIM ↑", "ssim", 3),
+    ("emoji_perceptual ↓", "emoji_perceptual", 4),
+    ("emoji_frechet ↓", "emoji_frechet", 3),
+)
+
+
+def main() -> None:
+    """Rewrite the block between the markers; with --check, exit with status 1 if that would change it."""
+    text = README.read_text(encoding="utf-8")
+    wanted = with_table(text)
+    if "--check" in sys.argv[1:]:
+        if text != wanted:
+            sys.exit("README.md: the result table does not agree with experiments/results")
+    else:
+        README.write_text(wanted, encoding="utf-8")
+
+
+def with_table(text: str) -> str:
+    """README with the table made anew."""
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return before + BEGIN + table() + END + after
+
+
+def table() -> str:
+    """Markdown table of every result of the folder, worst first, and where it was measured."""
+    results = [read_result(path) for path in sorted(RESULTS.glob("*.json"))]
+    results.sort(key=lambda result: result["metrics"]["psnr"]["value"])
+    head = ["method", "rounding", "bits W / A", *(name for name, _, _ in COLUMNS)]
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    lines += ["| " + " | ".join(_row(result)) + " |" for result in results]
+    return "\n".join(lines) + "\n\n" + _origin(results) + "\n"
+
+
+def _row(result: Result) -> list[str]:
+    bits = result["effective_bits"]
+    metrics = result["metrics"]
+    method = result["method"] + (f", rank {result['rank']}" if result["rank"] else "")
+    shown = [_cell(metrics[name], digits) for _, name, digits in COLUMNS]
+    return [method, str(result["rounding"]), f"{bits['weight']:.2f} / {bits['activation']:.2f}", *shown]
+
+
+def _cell(metric: Metric, digits: int) -> str:
+    value, low, high = metric["value"], metric["ci_low"], metric["ci_high"]
+    if low is None or high is None:
+        return f"{value:.{digits}f}"
+    return f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+
+
+def _origin(results: list[Result]) -> str:
+    first = results[0]
+    return (
+        f"{first['bits']}, {first['weights']} weights, {first['numerics']} numerics, "
+        f"N = {first['prompts']['n']} prompts ({first['prompts']['set']}), {first['env']['device']}, "
+        f"torch {first['env']['versions']['torch']}, commit {first['env']['git']}. "
+        "Each metric is against the model's own 16-bit images, with its 95 % bootstrap interval over prompts."
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,52 @@
+"""README says nothing that a committed result does not say, and its commands exist."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from dirotq.config import build_job, compose_config
+from dirotq.lab.results import read_result
+from experiments import readme
+
+ROOT = Path(__file__).parent.parent
+TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+RESULTS = sorted((ROOT / "experiments" / "results").rglob("*.json"))
+
+
+def test_result_table_is_made_from_the_committed_results(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    assert readme.with_table(TEXT) == TEXT
+
+
+@pytest.mark.parametrize(
+    "path", sorted((readme.RESULTS).glob("*.json")), ids=lambda path: path.stem
+)
+def test_committed_results_are_valid_and_say_where_they_come_from(path: Path) -> None:
+    result = read_result(path)
+    assert re.fullmatch(r"[0-9a-f]{7,40}", result["env"]["git"] or "")
+    assert result["command"].startswith("dirotq")
+    assert result["prompts"]["n"] == result["metrics"]["psnr"]["n"]
+
+
+def test_dirotq_commands_of_the_readme_compose() -> None:
+    commands = re.findall(r"^dirotq ([^#\n]*=[^#\n]*)", TEXT, flags=re.MULTILINE)
+    assert commands
+    for command in commands:
+        arguments = [word for word in command.split() if not word.startswith("-")]
+        single = [re.sub(r"=([^,]+),.*", r"=\1", word) for word in arguments]
+        if not any("path/to" in word for word in single):
+            build_job(compose_config(single))
+
+
+def test_make_targets_of_the_readme_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for target in set(re.findall(r"`?make ([a-z]+)`?", TEXT)):
+        assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
+
+
+def test_pictures_of_the_readme_exist() -> None:
+    pictures = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", TEXT)
+    assert pictures
+    for picture in pictures:
+        assert (ROOT / picture).is_file(), picture
