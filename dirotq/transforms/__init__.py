@@ -3,9 +3,11 @@
 from typing import Any
 
 from dirotq.transforms.base import Dense, Identity, Transform
+from dirotq.transforms.compact import Compact
+from dirotq.transforms.hadamard import block_hadamard, hadamard
 from dirotq.transforms.orthogonal import eigenbasis, random_orthogonal
 
-_KINDS: dict[str, type[Transform]] = {Identity.kind: Identity, Dense.kind: Dense}
+_KINDS: dict[str, type[Transform]] = {kind.kind: kind for kind in (Identity, Dense, Compact)}
 
 
 def from_dict(fields: dict[str, Any]) -> Transform:
@@ -17,4 +19,14 @@ def from_dict(fields: dict[str, Any]) -> Transform:
     return _KINDS[kind](**fields)
 
 
-__all__ = ["Dense", "Identity", "Transform", "eigenbasis", "from_dict", "random_orthogonal"]
+__all__ = [
+    "Compact",
+    "Dense",
+    "Identity",
+    "Transform",
+    "block_hadamard",
+    "eigenbasis",
+    "from_dict",
+    "hadamard",
+    "random_orthogonal",
+]

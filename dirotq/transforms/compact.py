@@ -1,0 +1,86 @@
+"""DiRotQ's split at O(K r) operations: a block reflector that separates a subspace, then a block Hadamard.
+
+For orthonormal columns U [K, r], aligned so that their last r rows S are symmetric positive semidefinite (polar
+decomposition, which changes the basis of the subspace but not the subspace), and E the last r columns of the identity,
+Q = I - V T Vᵀ with V = U + E and T = (I + S)⁻¹ is orthogonal, symmetric, and maps the subspace onto the last r
+coordinates: Q U = -E. It is the block form of a Householder reflector (Schreiber and Parlett, SIAM J. Numer. Anal. 25,
+1988). A dense rotation that separates the same subspace costs K² operations a token.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dirotq.transforms.base import Transform
+from dirotq.transforms.hadamard import block_hadamard
+
+
+class Compact(Transform):
+    """high = -x U, low = (x_low - (x U + x_high) C) D H, with D random signs and H a block Hadamard of size `block`.
+
+    Tensors: `subspace` bfloat16 [K, r] (U), `correction` bfloat16 [r, low] (C = T U_lowᵀ), `signs` int8 [low].
+    As with `Dense`, the weight is folded with the exact inverse of the map that the STORED tensors define.
+    """
+
+    kind = "compact"
+    subspace: Tensor
+    correction: Tensor
+    signs: Tensor
+
+    def __init__(
+        self,
+        width: int,
+        high: int,
+        block: int = 64,
+        subspace: Tensor | None = None,
+        signs: Tensor | None = None,
+    ) -> None:
+        """subspace: orthonormal columns [K, r], any dtype; signs: ±1 [low]. None leaves the tensors to be loaded."""
+        super().__init__(width, high)
+        if not high:
+            raise ValueError("the compact transform needs at least one protected coordinate")
+        self.block = block
+        aligned = torch.zeros(width, high) if subspace is None else _align(subspace.double(), high)
+        correction = torch.zeros(high, self.low_width) if subspace is None else _correction(aligned)
+        chosen = torch.ones(self.low_width) if signs is None else signs
+        self.register_buffer("subspace", aligned.to(torch.bfloat16))
+        self.register_buffer("correction", correction.to(torch.bfloat16))
+        self.register_buffer("signs", chosen.to(torch.int8))
+
+    def online(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        projected = x @ self.subspace.to(x.dtype)
+        reflected = projected + x[..., self.low_width :]
+        low = x[..., : self.low_width] - reflected @ self.correction.to(x.dtype)
+        return block_hadamard(low * self.signs.to(x.dtype), self.block), -projected
+
+    def fold(self, weight: Tensor) -> tuple[Tensor, Tensor | None]:
+        # With low and high known, x_high solves an r x r system whose matrix is I but for the rounding of the tensors.
+        low, weight = self.low_width, weight.double()
+        subspace, correction = self.subspace.double(), self.correction.double()
+        inner = correction @ subspace[:low]
+        corrected = weight[:, :low] @ correction.T
+        solved = torch.linalg.solve((inner + subspace[low:]), (corrected + weight[:, low:]).T).T
+        folded_low = weight[:, :low] - solved @ subspace[:low].T
+        folded_high = solved @ inner.T - solved - corrected
+        return block_hadamard(folded_low * self.signs.double(), self.block), folded_high
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**super().to_dict(), "block": self.block}
+
+
+def _align(subspace: Tensor, high: int) -> Tensor:
+    """The same subspace in the basis whose last rows are symmetric positive semidefinite."""
+    left, _, right = torch.linalg.svd(subspace[-high:])
+    aligned: Tensor = subspace @ right.T @ left.T
+    return aligned
+
+
+def _correction(aligned: Tensor) -> Tensor:
+    """T U_lowᵀ [r, low]."""
+    high = aligned.shape[1]
+    identity = torch.eye(high, dtype=aligned.dtype, device=aligned.device)
+    correction: Tensor = torch.linalg.solve(identity + aligned[-high:], aligned[:-high].T)
+    return correction
