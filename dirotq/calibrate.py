@@ -118,7 +118,8 @@ def trace_inputs(model: nn.Module, names: Iterable[str], batch: Batch) -> list[t
         version = 0 if x.is_inference() else x._version
         seen.setdefault(name, (x.data_ptr(), version, x.shape, x.stride(), x.dtype))
 
-    with torch.no_grad(), _hooked(model, names, remember):
+    # A caller's inference mode is left: its tensors do not say whether they were changed in place.
+    with torch.inference_mode(False), torch.no_grad(), _hooked(model, names, remember):
         call(model, batch)
     unreached = [name for name in names if name not in seen]
     if unreached:

@@ -18,8 +18,9 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
+from dirotq import transforms
 from dirotq.atomic import atomic_directory
 from dirotq.linear import InputSpec, QuantLinear, build
 from dirotq.recipes import Recipe
@@ -82,7 +83,13 @@ def save(model: nn.Module, path: Path | str) -> None:
     Raises ValueError when the model is not quantized, OSError when the place cannot be written.
     """
     config = quantization_config(model)
-    state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    state: dict[str, Tensor] = {}
+    storages: set[int] = set()
+    for name, tensor in model.state_dict().items():
+        # Tied weights are stored once for each name: safetensors refuses tensors that share memory.
+        storage = tensor.untyped_storage().data_ptr()
+        state[name] = tensor.clone() if storage in storages else tensor.contiguous()
+        storages.add(storage)
     with atomic_directory(Path(path), replace=True) as folder:
         text = json.dumps(
             {"architecture": type(model).__name__, "quantization_config": config}, indent=2
@@ -100,6 +107,8 @@ def load(model: nn.Module, path: Path | str) -> None:
     path = Path(path)
     try:
         document = json.loads((path / CONFIG_FILE).read_text(encoding="utf-8"))
+        if not isinstance(document, dict):
+            raise ValueError(f"{CONFIG_FILE} holds a {type(document).__name__}")
         tensors = load_file(path / WEIGHTS_FILE)
     except (OSError, ValueError, SafetensorError) as error:
         raise CheckpointError(f"{path}: not a readable checkpoint ({error})") from error
@@ -135,10 +144,14 @@ def install(model: nn.Module, config: Mapping[str, Any] | None) -> dict[str, Qua
         raise CheckpointError(
             f"checkpoint layout_version={version}, this version reads {LAYOUT_VERSION}"
         )
+    for key in ("inputs", "checksums"):
+        if key not in config:
+            raise CheckpointError(f"quantization_config: {key} is missing")
     layers: dict[str, QuantLinear] = {}
     for fields in config["inputs"]:
         try:
             spec = InputSpec.from_dict(fields)
+            transform = transforms.from_dict(spec.transform)
             modules = {name: model.get_submodule(name) for name in spec.members}
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"quantization_config: {error}") from error
@@ -149,7 +162,14 @@ def install(model: nn.Module, config: Mapping[str, Any] | None) -> dict[str, Qua
             raise CheckpointError(
                 f"layer {name} is a {type(modules[name]).__name__}, expected an unquantized Linear"
             )
-        built = build(spec, {name: linear.out_features for name, linear in linears.items()})
+        for name, linear in linears.items():
+            if linear.in_features != transform.width:
+                raise CheckpointError(
+                    f"layer {name} has {linear.in_features} input features, in the checkpoint {transform.width}"
+                )
+        built = build(
+            spec, {name: linear.out_features for name, linear in linears.items()}, transform
+        )
         for name, layer in built.items():
             layer.allocate(linears[name].bias, linears[name].weight.dtype)
             layer.to(linears[name].weight.device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -10,7 +11,12 @@ from typing import Any, get_type_hints
 
 import hydra
 from hydra import compose, initialize_config_dir
-from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
+from hydra.errors import (
+    ConfigCompositionException,
+    HydraException,
+    MissingConfigException,
+    OverrideParseException,
+)
 from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -61,6 +67,10 @@ def recipe(*overrides: str) -> Recipe:
 
 def compose_config(overrides: Sequence[str] = ()) -> DictConfig:
     """Compose `conf/config.yaml` with overrides; raises ValueError in one line."""
+    for override in overrides:
+        group, _, value = override.partition("=")
+        if value == "null" and (config_folder() / group).is_dir():
+            raise ValueError(f"{group}=null, allowed is one of the files of conf/{group}")
     try:
         with initialize_config_dir(version_base=VERSION_BASE, config_dir=str(config_folder())):
             return compose("config", overrides=expand(overrides))
@@ -90,6 +100,11 @@ def explain(error: Exception) -> str:
     ):
         group, _, value = str(error.missing_cfg_file).rpartition("/")
         return f"{group}={value}: unknown, allowed are {', '.join(sorted(error.options))}"
+    if isinstance(error, OverrideParseException):
+        return f"{error.override}: cannot be read ({str(error).splitlines()[0]})"
+    unknown = re.match(r"Could not override '([^']+)'", str(error))
+    if unknown:
+        return f"{unknown[1]}: unknown key; dirotq --cfg job lists the keys there are"
     cause = (
         error.__cause__
         if isinstance(error, ConfigCompositionException) and error.__cause__
@@ -106,7 +121,8 @@ def build_recipe(config: DictConfig) -> Recipe:
         weight=_format(config.bits.weight, "bits.weight"),
         act=_format(config.bits.act, "bits.act"),
     )
-    return Recipe(_method(config), bits, tuple(str(pattern) for pattern in config.weight_only))
+    patterns = OmegaConf.to_container(config, resolve=False)["weight_only"]
+    return Recipe(_method(config), bits, typed(patterns, tuple[str, ...], "weight_only"))
 
 
 def build_job(config: DictConfig) -> Job:
@@ -171,7 +187,21 @@ def _method(config: DictConfig) -> Method:
     for key in values:
         if key not in known:
             raise ValueError(f"method.{key}: unknown key, allowed are {', '.join(sorted(known))}")
-    options = values.pop("gptq", {})
+    options = _gptq(values.pop("gptq", {}))
     checked = {key: typed(value, hints[key], key) for key, value in values.items()}
-    built: Method = kind(**checked, gptq=GPTQOptions(**options))
+    built: Method = kind(**checked, gptq=options)
     return built
+
+
+def _gptq(values: Any) -> GPTQOptions:
+    if not isinstance(values, Mapping):
+        raise ValueError(f"method.gptq={values}, allowed is a mapping")
+    hints = get_type_hints(GPTQOptions)
+    for key in values:
+        if key not in hints:
+            raise ValueError(
+                f"method.gptq.{key}: unknown key, allowed are {', '.join(sorted(hints))}"
+            )
+    return GPTQOptions(
+        **{key: typed(value, hints[key], f"method.gptq.{key}") for key, value in values.items()}
+    )

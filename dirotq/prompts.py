@@ -59,7 +59,11 @@ def _entries(path: Path) -> dict[str, Any]:
         if path.suffix == ".txt":
             lines = [line.strip() for line in text.splitlines() if line.strip()]
             return {f"{number:05d}": line for number, line in enumerate(lines)}
-        content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+        content = (
+            json.loads(text, object_pairs_hook=_unique)
+            if path.suffix == ".json"
+            else yaml.safe_load(text)
+        )
     except (OSError, ValueError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"prompt_set={path}: cannot be read ({reason})") from error
@@ -70,13 +74,23 @@ def _entries(path: Path) -> dict[str, Any]:
     return {str(key): value for key, value in (content or {}).items()}
 
 
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; Python would silently keep the last of two entries of one name."""
+    entries = dict(pairs)
+    if len(entries) < len(pairs):
+        names = [name for name, _ in pairs]
+        double = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the entry {double!r} is there twice")
+    return entries
+
+
 def _prompt(key: str, value: Any, path: Path) -> Prompt:
     entry = {"prompt": value} if isinstance(value, str) else value
     text = entry.get("prompt") if isinstance(entry, Mapping) else None
     if not isinstance(text, str) or not text.strip():
         raise ValueError(f"prompt_set={path}: the entry {key!r} has no prompt")
-    if not re.fullmatch(r"[A-Za-z0-9._-]+", key):
+    if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", key):
         raise ValueError(
-            f"prompt_set={path}: the id {key!r} cannot name a file; allowed are letters, digits and ._-"
+            f"prompt_set={path}: the id {key!r} cannot name a file; allowed are letters, digits and ._-, no dot first"
         )
     return Prompt(key, text.strip(), str(entry.get("category", "")), str(entry.get("split", "")))

@@ -101,6 +101,9 @@ def _with_weight_only(layout: Layout, recipe: Recipe) -> Layout:
 
 
 def _agree(inputs: InputStatistics, selected: dict[str, bool]) -> bool:
+    for name in inputs.members:
+        if name not in selected:
+            raise ValueError(f"layer {name}: has calibration statistics, but is not in the layout")
     choices = {selected[name] for name in inputs.members}
     if len(choices) > 1:
         raise ValueError(
@@ -210,8 +213,8 @@ def _summary(reports: list[LayerReport], layers: dict[str, QuantLinear], seconds
 
 def snr_db(signal: Tensor, approximation: Tensor) -> float:
     """10 log10 of the signal's energy over that of the error, computed in float64; inf when they are equal."""
-    noise = float((signal.double() - approximation.double()).square().sum())
-    energy = float(signal.double().square().sum())
+    noise = (signal.double() - approximation.double()).square().sum().item()
+    energy = signal.double().square().sum().item()
     if noise == 0:
         return math.inf
     return 10 * math.log10(energy / noise) if energy else -math.inf

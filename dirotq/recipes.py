@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +30,15 @@ class Recipe:
     method: Method
     bits: Bits
     weight_only: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for pattern in self.weight_only:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(
+                    f"weight_only={pattern}: not a regular expression ({error})"
+                ) from None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON fields, for checkpoints and cache keys."""

@@ -23,7 +23,10 @@ def save_call(kwargs: dict[str, Any], path: Path) -> None:
     plain: dict[str, Any] = {}
     _flatten(kwargs, "", tensors, plain)
     save_file(
-        {key: value.detach().cpu().contiguous() for key, value in tensors.items()},
+        {
+            key: value.detach().cpu().clone(memory_format=torch.contiguous_format)
+            for key, value in tensors.items()
+        },
         path,
         {_PLAIN: json.dumps(plain)},
     )

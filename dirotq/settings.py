@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import math
 import types
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
 from typing import Any, Self, get_args, get_origin, get_type_hints
 
 METRICS = ("psnr", "ssim", "emoji_perceptual", "emoji_frechet")
+_NAMES = {
+    type(None): "null",
+    int: "an integer",
+    float: "a number",
+    bool: "true or false",
+    str: "text",
+    tuple: "a list",
+    dict: "a mapping",
+}
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -60,7 +70,7 @@ class ModelSettings(Settings):
     def __post_init__(self) -> None:
         self._at_least(1, "size", "steps")
         self._one_of("weights", ("trained", "random"))
-        if self.guidance < 0:
+        if not 0 <= self.guidance < math.inf:
             raise ValueError(f"guidance={self.guidance}, allowed are numbers from 0")
 
 
@@ -126,7 +136,5 @@ def typed(value: Any, hint: Any, where: str) -> Any:
             return float(value)
         elif type(value) is option:
             return value
-    names = " or ".join(
-        "null" if o is type(None) else getattr(o, "__name__", str(o)) for o in options
-    )
-    raise ValueError(f"{where}={value}, allowed is a value of type {names}")
+    names = " or ".join(_NAMES[get_origin(option) or option] for option in options)
+    raise ValueError(f"{where}={value}, allowed is {names}")

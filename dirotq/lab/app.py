@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from pathlib import Path
@@ -30,7 +31,9 @@ def main() -> None:
         sys.argv[1:] = expand(sys.argv[1:])
         if all("=" in argument and not argument.startswith("-") for argument in sys.argv[1:]):
             # Hydra reports a bad value in a paragraph; composing first finds it and takes one line.
+            logging.disable(logging.WARNING)  # the run itself says it again
             build_job(compose_config(sys.argv[1:]))
+            logging.disable(logging.NOTSET)
         run_app(_job)
     except KeyboardInterrupt:
         sys.exit(_stop())

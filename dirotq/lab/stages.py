@@ -13,6 +13,7 @@ import copy
 import hashlib
 import json
 import math
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
@@ -202,12 +203,9 @@ class Stages:
 def _device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ValueError(
-            f"runtime.device={name}, allowed are auto, cpu, cuda and cuda:<n>"
-        ) from None
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+        raise ValueError(f"runtime.device={name}, allowed are auto, cpu, cuda and cuda:<n>")
+    device = torch.device(name)
     count = torch.cuda.device_count()
     if device.type == "cuda" and (device.index or 0) >= count:
         raise ValueError(f"runtime.device={name}: PyTorch sees {count} GPUs here; use cpu or auto")

@@ -74,7 +74,7 @@ class DiRotQ(Method):
         high = math.ceil(self.rank * width / group) * group if self.rank < 1 else int(self.rank)
         if high >= width:
             raise ValueError(
-                f"rank={self.rank} protects {high} coordinates of an input of width {width}, "
+                f"rank={self.rank:g} protects {high} coordinates of an input of width {width}, "
                 f"allowed are integers from 1 to {width - 1} and fractions that round up to fewer"
             )
         return high

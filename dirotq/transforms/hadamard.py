@@ -15,7 +15,8 @@ def hadamard(
     matrix = torch.ones(1, 1, dtype=torch.float64)
     while matrix.shape[0] < size:
         matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)])
-    return (matrix / size**0.5).to(dtype=dtype, device=device)
+    normalized: Tensor = matrix / size**0.5
+    return normalized.to(dtype=dtype, device=device)
 
 
 def blocks(width: int, size: int) -> list[tuple[int, int]]:

@@ -21,6 +21,7 @@ from experiments.embedded.sprites import SIZE, Sprite
 __all__ = ["Scenes", "render", "reserved", "sample_scenes"]
 
 SLOTS = 3
+PAIRS = 0.18
 SMALL = (28.0, 33.0)
 PLACED = (36.0, 44.0)
 LARGE = (46.0, 63.0)
@@ -128,12 +129,14 @@ def _pick(rng: np.random.Generator, chosen: Bools, choices: int) -> Ints:
     return np.where(chosen, rng.integers(0, choices, chosen.shape), -1)
 
 
-def _draw_rows(table: _Table, rng: np.random.Generator, kind: NDArray[np.float64]) -> Ints:
+def _draw_rows(
+    table: _Table, rng: np.random.Generator, kind: NDArray[np.float64], pairs: float
+) -> Ints:
     """The table rows of both things, int64 [n, 2]; the second is -1 where there is one thing."""
     count = len(kind)
     row = np.full((count, 2), -1)
     row[:, 0] = table.draw("any", count, rng)
-    two, many = np.flatnonzero(kind < 0.18), np.flatnonzero(kind > 0.95)
+    two, many = np.flatnonzero(kind < pairs), np.flatnonzero(kind > 0.95)
     row[two, 0] = table.draw("pairs", len(two), rng)
     row[two, 1] = table.draw("pairs", len(two), rng)
     row[many, 0] = table.draw("counts", len(many), rng)
@@ -143,10 +146,10 @@ def _draw_rows(table: _Table, rng: np.random.Generator, kind: NDArray[np.float64
     return row
 
 
-def _plan(table: _Table, rng: np.random.Generator, count: int) -> _Plan:
+def _plan(table: _Table, rng: np.random.Generator, count: int, pairs: float) -> _Plan:
     """Decide what each caption says, leaving out what is reserved or could not be seen."""
     kind = rng.random(count)
-    row = _draw_rows(table, rng, kind)
+    row = _draw_rows(table, rng, kind, pairs)
     present = row >= 0
     single = ~present[:, 1] & (kind <= 0.95)
     keys = table.keys[row]
@@ -245,11 +248,16 @@ def _layout(plan: _Plan, rng: np.random.Generator) -> tuple[Doubles, Doubles, Do
     return centre[..., 0], centre[..., 1], size
 
 
-def sample_scenes(sprites: Sequence[Sprite], count: int, seed: int, split: str = "train") -> Scenes:
-    """Draw scenes of the sprites of one split; the same seed gives the same scenes."""
+def sample_scenes(
+    sprites: Sequence[Sprite], count: int, seed: int, split: str = "train", pairs: float = PAIRS
+) -> Scenes:
+    """Draw scenes of the sprites of one split; the same seed gives the same scenes.
+
+    pairs: share of scenes for which two different objects are drawn.
+    """
     rng = np.random.default_rng(seed)
     table = _Table(sprites, split)
-    plan = _plan(table, rng, count)
+    plan = _plan(table, rng, count, pairs)
     x, y, size = _layout(plan, rng)
 
     row = np.full((count, SLOTS), -1)
