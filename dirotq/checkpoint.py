@@ -112,7 +112,8 @@ def load(model: nn.Module, path: Path | str) -> None:
         tensors = load_file(path / WEIGHTS_FILE)
     except (OSError, ValueError, SafetensorError) as error:
         raise CheckpointError(f"{path}: not a readable checkpoint ({error})") from error
-    config, architecture = document.get("quantization_config"), document.get("architecture")
+    config: dict[str, Any] = document.get("quantization_config") or {}
+    architecture = document.get("architecture")
     if architecture != type(model).__name__:
         raise CheckpointError(
             f"{path}: holds a {architecture}, but the model is a {type(model).__name__}"
@@ -137,7 +138,7 @@ def install(model: nn.Module, config: Mapping[str, Any] | None) -> dict[str, Qua
 
     Raises CheckpointError for a missing or unknown configuration and for layers that are not in the model.
     """
-    if not config or config.get("quant_method") != "dirotq":
+    if not isinstance(config, Mapping) or config.get("quant_method") != "dirotq":
         raise CheckpointError("config.json has no quantization_config of dirotq")
     if config.get("layout_version") != LAYOUT_VERSION:
         version = config.get("layout_version")

@@ -18,7 +18,7 @@ from hydra.errors import (
     OverrideParseException,
 )
 from hydra.utils import get_class, instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from dirotq.methods import Method
@@ -121,7 +121,9 @@ def build_recipe(config: DictConfig) -> Recipe:
         weight=_format(config.bits.weight, "bits.weight"),
         act=_format(config.bits.act, "bits.act"),
     )
-    patterns = OmegaConf.to_container(config, resolve=False)["weight_only"]
+    patterns = config.weight_only
+    if isinstance(patterns, ListConfig):
+        patterns = list(patterns)
     return Recipe(_method(config), bits, typed(patterns, tuple[str, ...], "weight_only"))
 
 

@@ -7,7 +7,6 @@ from diffusers import (
     PixArtSigmaPipeline,
     PixArtTransformer2DModel,
 )
-from torch import Tensor, nn
 from transformers import T5Config, T5EncoderModel, T5Tokenizer
 
 WIDTH = 64
@@ -78,26 +77,3 @@ def transformer_batch(seed: int = 0, batch: int = 4) -> dict[str, object]:
         "added_cond_kwargs": {"resolution": None, "aspect_ratio": None},
         "return_dict": False,
     }
-
-
-def outlier_rows(rows: int, width: int, seed: int = 0) -> Tensor:
-    """Activations [rows, width] with a few strong directions and two strong channels."""
-    g = torch.Generator().manual_seed(seed)
-    x = torch.randn(rows, width, generator=g)
-    directions = torch.randn(4, width, generator=g)
-    x = x + 6 * torch.randn(rows, 4, generator=g) @ directions / width**0.5 * 4
-    x[:, :2] *= 10
-    return x
-
-
-class Mlp(nn.Module):
-    """A plain module, no diffusers: two branches read one input."""
-
-    def __init__(self, width: int = 48) -> None:
-        super().__init__()
-        self.gate = nn.Linear(width, 96)
-        self.up = nn.Linear(width, 96, bias=False)
-        self.down = nn.Linear(96, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.down(torch.nn.functional.silu(self.gate(x)) * self.up(x))
