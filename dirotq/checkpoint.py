@@ -102,7 +102,8 @@ def load(model: nn.Module, path: Path | str) -> None:
     """Load a folder written by `save` into an unquantized instance of the same architecture, in place.
 
     Raises CheckpointError, which says what, for an unreadable or missing file, an unknown layout version, another
-    architecture, a missing or extra tensor, a wrong shape or dtype, and a checksum mismatch.
+    architecture, a missing or extra tensor, a wrong shape or dtype, and a checksum mismatch. The model keeps its
+    unquantized layers then; after a checksum mismatch, its other tensors are those of the checkpoint.
     """
     path = Path(path)
     try:
@@ -119,18 +120,29 @@ def load(model: nn.Module, path: Path | str) -> None:
             f"{path}: holds a {architecture}, but the model is a {type(model).__name__}"
         )
     device = next(model.parameters()).device
+    originals = dict(model.named_modules())
     layers = install(model, config)
-    check_names(set(model.state_dict()), set(tensors))
-    for name, expected in model.state_dict().items():
-        got = tensors[name]
-        if got.shape != expected.shape or got.dtype != expected.dtype:
-            raise CheckpointError(
-                f"tensor {name} is {got.dtype} {tuple(got.shape)}, expected {expected.dtype} {tuple(expected.shape)}"
-            )
-    model.load_state_dict(tensors)
+    try:
+        _check_tensors(model.state_dict(), tensors)
+        model.load_state_dict(tensors)
+        verify(layers, config)
+    except CheckpointError:
+        for name in layers:
+            model.set_submodule(name, originals[name])
+        raise
     model.to(device)
-    verify(layers, config)
     attach(model, config)
+
+
+def _check_tensors(expected: Mapping[str, torch.Tensor], found: Mapping[str, torch.Tensor]) -> None:
+    """Raise CheckpointError unless names, shapes and dtypes agree."""
+    check_names(set(expected), set(found))
+    for name, want in expected.items():
+        got = found[name]
+        if got.shape != want.shape or got.dtype != want.dtype:
+            raise CheckpointError(
+                f"tensor {name} is {got.dtype} {tuple(got.shape)}, expected {want.dtype} {tuple(want.shape)}"
+            )
 
 
 def install(model: nn.Module, config: Mapping[str, Any] | None) -> dict[str, QuantLinear]:

@@ -11,6 +11,7 @@ from typing import Any, get_type_hints
 
 import hydra
 from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import (
     ConfigCompositionException,
     HydraException,
@@ -76,6 +77,28 @@ def compose_config(overrides: Sequence[str] = ()) -> DictConfig:
             return compose("config", overrides=expand(overrides))
     except (HydraException, OmegaConfBaseException) as error:
         raise ValueError(explain(error)) from None
+
+
+def check(overrides: Sequence[str]) -> None:
+    """Build a job for every value that the overrides of a run or a sweep name; raises ValueError in one line.
+
+    Hydra would report a bad value in a paragraph, and in a sweep only when its turn comes.
+    """
+    try:
+        parsed = OverridesParser.create().parse_overrides(list(overrides))
+        values = [
+            [f"{one.get_key_element()}={value}" for value in one.sweep_string_iterator()]
+            if one.is_sweep_override()
+            else [override]
+            for one, override in zip(parsed, overrides, strict=True)
+        ]
+    except HydraException as error:
+        raise ValueError(explain(error)) from None
+    firsts = [choices[0] for choices in values]
+    build_job(compose_config(firsts))
+    for position, choices in enumerate(values):
+        for choice in choices[1:]:
+            build_job(compose_config([*firsts[:position], choice, *firsts[position + 1 :]]))
 
 
 def expand(overrides: Sequence[str]) -> list[str]:

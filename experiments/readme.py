@@ -1,6 +1,6 @@
 """Write README's result table from the committed JSON files, or check that it is not stale.
 
-    python -m experiments.readme [--check]
+python -m experiments.readme [--check]
 """
 
 from __future__ import annotations
@@ -52,9 +52,16 @@ def table() -> str:
 def _row(result: Result) -> list[str]:
     bits = result["effective_bits"]
     metrics = result["metrics"]
-    method = result["method"] + (f", rank {result['rank']}" if result["rank"] else "")
+    method = result["method"]
+    if result["rank"]:
+        method += f", {result['rotation']} rotation, rank {result['rank']}"
     shown = [_cell(metrics[name], digits) for _, name, digits in COLUMNS]
-    return [method, str(result["rounding"]), f"{bits['weight']:.2f} / {bits['activation']:.2f}", *shown]
+    return [
+        method,
+        str(result["rounding"]),
+        f"{bits['weight']:.2f} / {bits['activation']:.2f}",
+        *shown,
+    ]
 
 
 def _cell(metric: Metric, digits: int) -> str:

@@ -1,6 +1,6 @@
 """The runner; the same application as the command `dirotq`."""
 
-from dirotq.lab.app import main
+from dirotq_cli import main
 
 if __name__ == "__main__":
     main()

@@ -1,6 +1,6 @@
 """Images of several runs over the same prompts, one row a run: the picture at the top of README.
 
-    python -m experiments.strip experiments/results/strip.png RUN [RUN ...] --prompts ID [ID ...]
+python -m experiments.strip experiments/results/strip.png RUN [RUN ...] --prompts ID [ID ...]
 """
 
 from __future__ import annotations

@@ -207,6 +207,25 @@ def test_cut_tensor_file_is_refused(folder: Path) -> None:
         dirotq.load(Mlp(), folder)
 
 
+@pytest.mark.parametrize(
+    "damage", [drop("up.scales"), flip("down.codes")], ids=["missing", "flipped"]
+)
+def test_a_refused_checkpoint_leaves_the_linears(
+    folder: Path, damage: Callable[[Tensors], object]
+) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    damage(tensors)
+    save_file(tensors, folder / "model.safetensors")
+    model = Mlp()
+    before = {
+        name: tensor.clone() for name, tensor in model.state_dict().items() if "norm" not in name
+    }
+    with pytest.raises(CheckpointError):
+        dirotq.load(model, folder)
+    after = model.state_dict()
+    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+
+
 def test_a_quantized_model_is_not_loaded_into(folder: Path) -> None:
     model = Mlp()
     dirotq.load(model, folder)

@@ -12,45 +12,55 @@ import transformers
 from omegaconf import DictConfig
 from safetensors import SafetensorError
 
-from dirotq.config import build_job, compose_config, expand, run_app
+from dirotq.config import build_job, check, expand, run_app
 from dirotq.lab.results import Result, read_result
 from dirotq.lab.runner import finished, run, run_directory
 
-_FAILED = 1
-_STOPPED = 130  # what a shell reports for Ctrl-C
+_EXPECTED = (
+    ValueError,
+    OSError,
+    SafetensorError,
+)  # anything else is a defect and keeps its traceback
 
 
 def main() -> None:
     """Run the job, or the sweep with `-m`, that the command line describes.
 
-    Bad input and a full disk end in one line on stderr and exit status 1, Ctrl-C in a clean stop with 130.
+    Bad input and a full disk end in one line on stderr and exit status 1. A job of a sweep that fails does not keep the
+    others from running.
     """
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
+    failed = False
+
+    def job(config: DictConfig) -> None:
+        nonlocal failed
+        try:
+            _run(config)
+        except _EXPECTED as error:
+            failed = True
+            _report(error)
+
     try:
         sys.argv[1:] = expand(sys.argv[1:])
-        if all("=" in argument and not argument.startswith("-") for argument in sys.argv[1:]):
-            # Hydra reports a bad value in a paragraph; composing first finds it and takes one line.
+        flags = {argument for argument in sys.argv[1:] if argument.startswith("-")}
+        if flags <= {"-m", "--multirun"}:
             logging.disable(logging.WARNING)  # the run itself says it again
-            build_job(compose_config(sys.argv[1:]))
+            check([argument for argument in sys.argv[1:] if argument not in flags])
             logging.disable(logging.NOTSET)
-        run_app(_job)
-    except KeyboardInterrupt:
-        sys.exit(_stop())
-    except (ValueError, OSError, SafetensorError) as error:
-        sys.exit(_fail(error))
+        run_app(job)
+    except _EXPECTED as error:
+        failed = True
+        _report(error)
+    if failed:
+        sys.exit(1)
 
 
-def _job(config: DictConfig) -> None:
-    try:
-        job = build_job(config)
-        folder = run_directory(job)
-        skipped = finished(folder) and not job.force
-        folder = run(job)
-    except KeyboardInterrupt:
-        sys.exit(_stop())
-    except (ValueError, OSError, SafetensorError) as error:
-        sys.exit(_fail(error))
+def _run(config: DictConfig) -> None:
+    job = build_job(config)
+    folder = run_directory(job)
+    skipped = finished(folder) and not job.force
+    folder = run(job)
     _say(summary(folder, read_result(folder / "result.json"), skipped=skipped))
 
 
@@ -64,8 +74,8 @@ def summary(folder: Path, result: Result, *, skipped: bool) -> str:
     ]
     for name, metric in result["metrics"].items():
         low, high = metric["ci_low"], metric["ci_high"]
-        interval = f"  [{low:.3f}, {high:.3f}]" if low is not None and high is not None else ""
-        lines.append(f"  {name:<20} {metric['value']:.3f}{interval}  N={metric['n']}")
+        interval = f"  [{low:.4g}, {high:.4g}]" if low is not None and high is not None else ""
+        lines.append(f"  {name:<20} {metric['value']:.4g}{interval}  N={metric['n']}")
     lines.append(f"  seconds              {result['seconds']['total']:.0f}")
     lines.append(f"  pictures             {folder / 'grid.png'}, {folder / 'images'}")
     table = folder / "layers.csv"
@@ -77,18 +87,10 @@ def summary(folder: Path, result: Result, *, skipped: bool) -> str:
     return "\n".join(lines)
 
 
-def _fail(error: Exception) -> int:
+def _report(error: Exception) -> None:
     if os.environ.get("HYDRA_FULL_ERROR") == "1":
         raise error
     sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
-    return _FAILED
-
-
-def _stop() -> int:
-    sys.stderr.write(
-        "\nstopped; the finished stages are kept, and the same command goes on from there\n"
-    )
-    return _STOPPED
 
 
 def _say(text: str) -> None:

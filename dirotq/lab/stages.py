@@ -261,18 +261,19 @@ def _load_statistics(folder: Path) -> list[InputStatistics]:
 
 
 def _finite(value: Any) -> Any:
-    """JSON has no infinities: an exact layer's SNR is stored as null."""
+    """JSON has no infinities: the SNR of an exact layer is stored as text."""
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_finite(item) for item in value]
-    return None if isinstance(value, float) and abs(value) == float("inf") else value
+    return str(value) if isinstance(value, float) and math.isinf(value) else value
 
 
 def _load_report(path: Path) -> Report:
     fields = json.loads(path.read_text())
     rows: list[dict[str, Any]] = fields.pop("layers")
     layers: list[dict[str, Any]] = [
-        {key: math.inf if value is None else value for key, value in row.items()} for row in rows
+        {key: float(value) if value in ("inf", "-inf") else value for key, value in row.items()}
+        for row in rows
     ]
     return Report(layers=tuple(LayerReport(**layer) for layer in layers), **fields)

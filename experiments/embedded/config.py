@@ -22,7 +22,7 @@ TRAIN_TIMESTEPS = 1000
 
 CALL = {
     "num_inference_steps": 20,
-    "guidance_scale": 3.0,
+    "guidance_scale": 4.5,
     "use_resolution_binning": False,
     "clean_caption": False,
     "max_sequence_length": MAX_TOKENS,

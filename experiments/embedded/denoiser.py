@@ -127,7 +127,7 @@ class Weights:
     def __init__(self, module: nn.Module, decay: float) -> None:
         """Start from the module's weights; `decay` is the average's."""
         self._names = [name for name, _ in module.named_parameters()]
-        self._computing = list(module.parameters())
+        self._computing: list[Tensor] = list(module.parameters())
         self._master = [p.detach().float().clone() for p in self._computing]
         self._average = [p.clone() for p in self._master]
         self._gradients = [torch.zeros_like(p) for p in self._master]
@@ -139,7 +139,8 @@ class Weights:
     @torch.no_grad()
     def step(self, step: int, clip: float = 1.0) -> Tensor:
         """Apply the module's gradients, of norm `clip` at most; returns their norm."""
-        torch._foreach_copy_(self._gradients, [p.grad for p in self._computing])
+        gradients = [p.grad for p in self._computing if p.grad is not None]
+        torch._foreach_copy_(self._gradients, gradients)
         norm = torch.nn.utils.clip_grad_norm_(self._master, clip)
         self.optimizer.step()
         self.publish()

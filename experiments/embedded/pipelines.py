@@ -35,7 +35,11 @@ def write_pipeline(
 
 
 def _shipped(module: nn.Module) -> nn.Module:
-    return copy.deepcopy(module).to("cpu", torch.bfloat16, memory_format=torch.contiguous_format)
+    shipped = copy.deepcopy(module).to("cpu", torch.bfloat16)
+    # Training keeps convolutions channels last, which is no business of who loads the file.
+    for parameter in shipped.parameters():
+        parameter.data = parameter.data.contiguous()
+    return shipped
 
 
 def read_pipeline(folder: Path, device: torch.device) -> PixArtSigmaPipeline:

@@ -62,5 +62,6 @@ def encode_images(vae: AutoencoderKL, images: Tensor) -> Tensor:
     """Posterior means [B, 4, 16, 16] of images [B, 3, 64, 64] in [-1, 1], scaled for diffusion."""
     images = images.contiguous(memory_format=torch.channels_last)
     with torch.autocast(images.device.type, torch.bfloat16, enabled=images.is_cuda):
-        latents = vae.encode(images).latent_dist.mode()
-    return latents.float() * vae.config.scaling_factor
+        latents: Tensor = vae.encode(images).latent_dist.mode()
+    scale: float = vae.config.scaling_factor
+    return latents.float() * scale

@@ -1,8 +1,10 @@
 """Draw the sample sheet: 40 prompts, with what a person recognized and how far seeds differ.
 
-`python -m experiments.embedded.sheet` writes `sheet.png` and `sheet.json` beside this file.
-`recognized` and `remark` in the JSON are filled in by hand, by looking; drawing again keeps
-them only while the pictures stay the same. `--count` adds up what was filled in.
+`python -m experiments.embedded.sheet` writes `sheet.png`, `sheet_second_seed.png` and `sheet.json`
+beside this file. The verdicts in the JSON, one for each of the two seeds, are filled in by hand, by
+looking: `blind` (somebody who had not seen the caption named the things, colours and background),
+`with_caption` (they are recognizable to somebody who has) and `order` ("above" is the right way
+round). Drawing again keeps them only while the pictures stay the same. `--count` adds them up.
 """
 
 from __future__ import annotations
@@ -18,10 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from experiments.embedded.config import ASSETS, pick_device
+from experiments.embedded.config import ASSETS, CALL, pick_device
 from experiments.embedded.pipelines import generate, read_pipeline
 from experiments.embedded.training import write_atomically
 
+VERDICTS = ("blind", "with_caption", "order")
 COLUMNS = 8
 SCALE = 2
 LABEL_LINES = 4
@@ -80,20 +83,30 @@ def report(
         rows[name] = {
             **entry,
             "seed_psnr_db": round(float(value), 2),
-            "recognized": verdict.get("recognized"),
+            **{key: verdict.get(key, [None, None]) for key in VERDICTS},
             "remark": verdict.get("remark", ""),
         }
     median = round(float(np.median(values)), 2)
     return {**facts, "pictures_sha256": digest, "median_seed_psnr_db": median, "prompts": rows}
 
 
-def count(content: Mapping[str, Any]) -> dict[str, str]:
-    """How many prompts of each split were recognized, as "8 of 10"."""
-    totals: dict[str, list[bool]] = {}
+def count(content: Mapping[str, Any]) -> dict[str, dict[str, list[int]]]:
+    """Prompts recognized with each of the two seeds, by kind of verdict and split.
+
+    `with_order` counts those recognizable with the caption and the right way round.
+    """
+    totals: dict[str, dict[str, list[int]]] = {}
     for row in content["prompts"].values():
-        for key in (row["split"], "all"):
-            totals.setdefault(key, []).append(bool(row["recognized"]))
-    return {key: f"{sum(seen)} of {len(seen)}" for key, seen in sorted(totals.items())}
+        seen = {
+            "blind": row["blind"],
+            "with_caption": row["with_caption"],
+            "with_order": [a and b for a, b in zip(row["with_caption"], row["order"], strict=True)],
+        }
+        for kind, verdicts in seen.items():
+            for split in ("all", row["split"]):
+                sums = totals.setdefault(kind, {}).setdefault(split, [0, 0])
+                sums[:] = [total + bool(v) for total, v in zip(sums, verdicts, strict=True)]
+    return totals
 
 
 def main() -> None:
@@ -102,7 +115,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=ASSETS)
     parser.add_argument("--prompts", type=Path, default=ASSETS / "prompts" / "sheet.json")
     parser.add_argument("--output", type=Path, default=HERE)
-    parser.add_argument("--guidance", type=float, default=3.0)
+    parser.add_argument("--guidance", type=float, default=CALL["guidance_scale"])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--count", action="store_true", help="only add up the verdicts")
     arguments = parser.parse_args()
@@ -119,6 +132,7 @@ def main() -> None:
         draw_sheet(first, texts).save(arguments.output / "sheet.png")
         draw_sheet(second, texts).save(arguments.output / "sheet_second_seed.png")
         facts = {"guidance": arguments.guidance, "seed": arguments.seed}
+        facts |= {"protocol": content["protocol"]} if "protocol" in content else {}
         content = report(prompts, first, second, facts, content)
         print(f"median PSNR between two seeds: {content['median_seed_psnr_db']} dB")
     content["recognized"] = count(content)

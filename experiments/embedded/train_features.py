@@ -72,7 +72,7 @@ class Questions(nn.Module):
         total = total + 4 * F.mse_loss(self.heads["background"](pooled).float(), background)
         places = np.concatenate([scenes.x, scenes.y, scenes.size], axis=1)[start:stop] / 64
         wanted = torch.from_numpy(places).to(device).float()
-        error = (self.heads["places"](pooled).float() - wanted).square()
+        error: Tensor = (self.heads["places"](pooled).float() - wanted).square()
         return total + 4 * (error * (slots >= 0).repeat(1, 3)).mean()
 
     @torch.no_grad()

@@ -109,7 +109,7 @@ class Run:
             steps=self.step,
             images=self.step * arguments.batch,
             scenes=self.stream.position * 8192,
-            seconds=round(self.budget.used, 1),
+            seconds=round(self.budget.used - arguments.start * arguments.seconds, 1),
         )
 
     def _optimize(self) -> Tensor:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
+import shlex
+import sys
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -75,7 +77,9 @@ class Log:
         self._path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         earlier = json.loads(path.read_text()) if path.exists() else {"rows": []}
-        self.content: dict[str, Any] = {**earlier, **facts, "rows": earlier["rows"]}
+        command = shlex.join(["python", *sys.orig_argv[1:]])
+        self.content: dict[str, Any] = {**earlier, "command": command, **facts}
+        self.content["rows"] = self.content.pop("rows")  # the long part last
 
     def add(self, **row: float) -> None:
         """Append a row, save, and print it."""

@@ -31,13 +31,18 @@ def test_psnr_of_pairs() -> None:
 
 def test_verdicts_hold_for_the_pictures_they_were_made_on() -> None:
     first = report(PROMPTS, pictures(0), pictures(1), {"guidance": 3.0}, {})
-    assert first["prompts"]["a-cat"]["recognized"] is None
-    first["prompts"]["a-cat"].update(recognized=True, remark="clear")
+    assert first["prompts"]["a-cat"]["blind"] == [None, None]
+    verdict = {"blind": [False, True], "with_caption": [True, True], "order": [True, False]}
+    first["prompts"]["a-cat"].update(verdict, remark="clear")
     same = report(PROMPTS, pictures(0), pictures(1), {"guidance": 3.0}, first)
     assert same["prompts"]["a-cat"]["remark"] == "clear"
     other = report(PROMPTS, pictures(2), pictures(1), {"guidance": 3.0}, first)
-    assert other["prompts"]["a-cat"]["recognized"] is None
-    assert count(same) == {"all": "1 of 2", "composition": "0 of 1", "training": "1 of 1"}
+    assert other["prompts"]["a-cat"]["blind"] == [None, None]
+    assert count(same) == {
+        "blind": {"all": [0, 1], "training": [0, 1], "composition": [0, 0]},
+        "with_caption": {"all": [1, 1], "training": [1, 1], "composition": [0, 0]},
+        "with_order": {"all": [1, 0], "training": [1, 0], "composition": [0, 0]},
+    }
 
 
 def test_sheet_has_a_row_for_every_eight() -> None:
@@ -63,7 +68,7 @@ def test_card_names_numbers_licences_and_commands() -> None:
     sheet = report(PROMPTS, pictures(0), pictures(1), {"guidance": 3.0}, {})
     sheet["recognized"] = count(sheet)
     card = model_card(logs, {"vae": (10, 20)}, (100, 25), ("train it",), sheet)
-    for text in ("31.5 dB", "80%", "CC-BY-4.0", "train it", "0 of 2", "transformer 1", "2.000 to"):
+    for text in ("31.5 dB", "80%", "CC-BY-4.0", "train it", "0 / 0", "leg 1", "2.000 to"):
         assert text in card
 
 

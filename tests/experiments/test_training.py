@@ -256,7 +256,7 @@ def test_run_trains_saves_and_resumes(
     )  # fmt: skip
     train_transformer.Run(arguments).train()
     counters = read_counters(tmp_path / "run" / "state.safetensors")
-    assert counters.step == 3
+    assert counters.step == 4
     folder = tmp_path / "run" / "pipeline"
     pipeline = PixArtSigmaPipeline.from_pretrained(folder, torch_dtype=torch.float32)
     assert pipeline.vae_scale_factor == 4
