@@ -8,6 +8,7 @@ of batches.
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 Batch = Mapping[str, Any] | Sequence[Any]
 _SAMPLE_ROWS = 256
+_log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -94,20 +96,25 @@ def _hooked(
         for name in names:
             module = model.get_submodule(name)
 
-            def pre_hook(_: nn.Module, args: tuple[Any, ...], name: str = name) -> None:
-                hook(name, args[0])
+            def pre_hook(
+                _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], name: str = name
+            ) -> None:
+                hook(name, args[0] if args else kwargs["input"])
 
-            handles.append(module.register_forward_pre_hook(pre_hook))
+            handles.append(module.register_forward_pre_hook(pre_hook, with_kwargs=True))
         yield
     finally:
         for handle in handles:
             handle.remove()
 
 
-def trace_inputs(model: nn.Module, names: Iterable[str], batch: Batch) -> list[tuple[str, ...]]:
+def trace_inputs(
+    model: nn.Module, names: Iterable[str], batch: Batch, *, strict: bool = True
+) -> list[tuple[str, ...]]:
     """Groups of `names` that read the same tensor in a forward of `batch`, in forward order.
 
-    Raises ValueError for a linear that the forward does not reach.
+    All their inputs are alive at once, which is the activations of one forward. Raises ValueError for a linear that the
+    forward does not reach; unless `strict`, warns and leaves it out.
     """
     names = list(names)
     seen: dict[str, tuple[Any, ...]] = {}
@@ -122,9 +129,13 @@ def trace_inputs(model: nn.Module, names: Iterable[str], batch: Batch) -> list[t
     with torch.inference_mode(False), torch.no_grad(), _hooked(model, names, remember):
         call(model, batch)
     unreached = [name for name in names if name not in seen]
-    if unreached:
+    if unreached and strict:
         raise ValueError(
             f"layer {unreached[0]} is not reached by the calibration forward; leave it out of the layout"
+        )
+    for name in unreached:
+        _log.warning(
+            "layer %s is not reached by the calibration forward; it is left as it is", name
         )
     groups: dict[tuple[Any, ...], list[str]] = {}
     for name, key in seen.items():
@@ -133,18 +144,18 @@ def trace_inputs(model: nn.Module, names: Iterable[str], batch: Batch) -> list[t
 
 
 def collect(
-    model: nn.Module, names: Iterable[str], batches: Iterable[Batch]
+    model: nn.Module, names: Iterable[str], batches: Iterable[Batch], *, strict: bool = True
 ) -> list[InputStatistics]:
     """Statistics of every distinct input of the linears `names`, over all `batches`.
 
-    Raises ValueError when there is no batch, when a linear is not reached, and when an input is not finite
-    (with the linear's name).
+    Raises ValueError when there is no batch, when a linear is not reached (unless not `strict`: it is left out, with a
+    warning), and when an input is not finite (with the linear's name).
     """
     iterator = iter(batches)
     first = next(iterator, None)
     if first is None:
         raise ValueError("calibration: no batches, at least one is needed")
-    groups = trace_inputs(model, names, first)
+    groups = trace_inputs(model, names, first, strict=strict)
     owners = {members[0]: members for members in groups}
     sums: dict[str, _Accumulator] = {}
 

@@ -78,10 +78,16 @@ def quantization_config(model: nn.Module) -> dict[str, Any]:
 
 
 def save(model: nn.Module, path: Path | str) -> None:
-    """Write a quantized model to the folder `path`, whole or not at all; an existing folder is replaced.
+    """Write a quantized model to the folder `path`, whole or not at all; an earlier checkpoint there is replaced.
 
-    Raises ValueError when the model is not quantized, OSError when the place cannot be written.
+    Raises ValueError when the model is not quantized, FileExistsError when the folder holds anything but a checkpoint,
+    OSError when the place cannot be written.
     """
+    path = Path(path)
+    if path.exists() and (
+        not path.is_dir() or {file.name for file in path.iterdir()} - {CONFIG_FILE, WEIGHTS_FILE}
+    ):
+        raise FileExistsError(f"{path} holds something else than a checkpoint; it is left alone")
     config = quantization_config(model)
     state: dict[str, Tensor] = {}
     storages: set[int] = set()
@@ -90,7 +96,7 @@ def save(model: nn.Module, path: Path | str) -> None:
         storage = tensor.untyped_storage().data_ptr()
         state[name] = tensor.clone() if storage in storages else tensor.contiguous()
         storages.add(storage)
-    with atomic_directory(Path(path), replace=True) as folder:
+    with atomic_directory(path, replace=True) as folder:
         text = json.dumps(
             {"architecture": type(model).__name__, "quantization_config": config}, indent=2
         )

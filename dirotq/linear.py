@@ -186,15 +186,15 @@ class QuantLinear(_FixedDtype):
         codes = unpack_nibbles(self.codes, low) if self.format.code_bits == 4 else self.codes
         return self.format.decode(Encoded(codes, Grid(self.scales)))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """`x` [..., K] -> [..., N] in the dtype of `x`; computed in float32."""
-        low, high = self.input(x)
+    def forward(self, input: Tensor) -> Tensor:
+        """`input` [..., K] -> [..., N] in its own dtype; computed in float32."""
+        low, high = self.input(input)
         y = F.linear(low, self.low_weight())
         if high is not None and self.high is not None:
             y = y + F.linear(high, self.high.float())
         if self.bias is not None:
             y = y + self.bias.float()
-        return y.to(x.dtype)
+        return y.to(input.dtype)
 
     def storage_bits(self) -> int:
         """Bits of everything this layer stores but its bias; an owner counts its input's tensors."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from dirotq.settings import ModelSettings
 
 Tick = Callable[[], None]
 _WHOLE_FILE = 64 * 2**20
+_BLOCKS, _BLOCK_BYTES = 1024, 16 * 2**10
 # diffusers renamed the argument; the old name still works, with a warning.
 _DTYPE = "dtype" if Version(diffusers.__version__) >= Version("0.42") else "torch_dtype"
 
@@ -145,23 +147,22 @@ class Pipeline:
                 if number in wanted:
                     yield number, kwargs
 
-    def fingerprint(self) -> str:
-        """Hash of the pipeline's files (16 hex digits): names and bytes; of files over 64 MB, size and both ends."""
-        if self.folder is None:
-            root = Path(getattr(self.pipe, "_name_or_path", "") or self.settings.path)
-            folder = root if root.is_dir() else None
-        else:
-            folder = self.folder
-        digest = hashlib.blake2b(
-            self.settings.path.encode() if folder is None else b"", digest_size=8
-        )
-        parts = {*self.pipe.components, "model_index.json"}
-        for path in sorted(folder.rglob("*")) if folder else ():
-            relative = path.relative_to(folder) if folder else path
-            if path.is_file() and relative.parts[0] in parts:
+
+def fingerprint(folder: Path | None, path: str) -> str:
+    """Hash of a pipeline's files (16 hex digits): names and bytes; of a hub id, which has no folder, `path`.
+
+    Files over 64 MB are sampled: their size and 1,024 evenly spaced blocks of 16 KB.
+    """
+    digest = hashlib.blake2b(path.encode() if folder is None else b"", digest_size=8)
+    if folder is not None:
+        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+        parts = {*index, "model_index.json"}
+        for file in sorted(folder.rglob("*")):
+            relative = file.relative_to(folder)
+            if file.is_file() and relative.parts[0] in parts:
                 digest.update(str(relative).encode())
-                _update(digest, path)
-        return digest.hexdigest()
+                _update(digest, file)
+    return digest.hexdigest()
 
 
 def _update(digest: Any, path: Path) -> None:
@@ -170,9 +171,10 @@ def _update(digest: Any, path: Path) -> None:
         if size <= _WHOLE_FILE:
             digest.update(file.read())
             return
-        digest.update(str(size).encode() + file.read(2**20))
-        file.seek(-(2**20), 2)
-        digest.update(file.read())
+        digest.update(str(size).encode())
+        for block in range(_BLOCKS):
+            file.seek(block * max(0, size - _BLOCK_BYTES) // (_BLOCKS - 1))
+            digest.update(file.read(_BLOCK_BYTES))
 
 
 def model_folder(path: str) -> Path | None:

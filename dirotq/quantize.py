@@ -72,7 +72,7 @@ def quantize(
     layout = _with_weight_only(layout or layout_of(model), recipe)
     selected = layout.select(model)
     if statistics is None:
-        statistics = calibrate.collect(model, selected, batches)
+        statistics = calibrate.collect(model, selected, batches, strict=layout.strict)
     replacements: dict[str, QuantLinear] = {}
     reports: list[LayerReport] = []
     for inputs in progress(statistics) if progress else statistics:
@@ -82,7 +82,7 @@ def quantize(
         replacements.update(layers)
         reports.extend(rows)
     missing = sorted(set(selected) - set(replacements))
-    if missing:
+    if missing and layout.strict:
         raise ValueError(f"layer {missing[0]}: the calibration statistics do not cover it")
     dtype = next(model.parameters()).dtype
     for name, layer in replacements.items():

@@ -72,12 +72,30 @@ def _cell(metric: Metric, digits: int) -> str:
 
 
 def _origin(results: list[Result]) -> str:
-    first = results[0]
+    """Where the rows were measured; raises ValueError unless they agree on it."""
+    shared = {
+        (
+            result["bits"],
+            result["weights"],
+            result["numerics"],
+            result["prompts"]["n"],
+            result["prompts"]["set"],
+            result["env"]["device"],
+            result["env"]["versions"]["torch"],
+            result["env"]["git"],
+        )
+        for result in results
+    }
+    if len(shared) > 1:
+        raise ValueError(
+            f"{RESULTS}: the results were not measured alike: {sorted(map(str, shared))}"
+        )
+    bits, weights, numerics, n, prompts, device, version, commit = shared.pop()
+    commands = ", ".join(f"`{result['command']}`" for result in results)
     return (
-        f"{first['bits']}, {first['weights']} weights, {first['numerics']} numerics, "
-        f"N = {first['prompts']['n']} prompts ({first['prompts']['set']}), {first['env']['device']}, "
-        f"torch {first['env']['versions']['torch']}, commit {first['env']['git']}. "
-        "Each metric is against the model's own 16-bit images, with its 95 % bootstrap interval over prompts."
+        f"{bits}, {weights} weights, {numerics} numerics, N = {n} prompts ({prompts}), {device}, "
+        f"torch {version}, commit {commit}: {commands}. Each metric is against the model's own 16-bit "
+        "images, with its 95 % bootstrap interval over prompts."
     )
 
 

@@ -253,7 +253,7 @@ def test_nothing_half_written_when_saving_fails(
     target = tmp_path / "saved"
     if existing:
         target.mkdir()
-        (target / "old").write_text("old")
+        (target / "config.json").write_text("old")
 
     def fail(tensors: Tensors, path: Path) -> None:
         Path(path).write_bytes(b"half")
@@ -263,8 +263,17 @@ def test_nothing_half_written_when_saving_fails(
     with pytest.raises(type(error)):
         dirotq.save(model, target)
     assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")] == (
-        ["saved", "saved/old"] if existing else []
+        ["saved", "saved/config.json"] if existing else []
     )
+
+
+def test_a_folder_with_other_files_is_left_alone(model: Mlp, tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(FileExistsError, match="holds something else than a checkpoint"):
+        dirotq.save(model, tmp_path)
+    with pytest.raises(FileExistsError):
+        dirotq.save(model, tmp_path / "thesis.txt")
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
 def test_tied_plain_weights_are_saved(tmp_path: Path) -> None:

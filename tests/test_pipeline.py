@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from dirotq import pipeline as module
 from dirotq.config import Job
-from dirotq.pipeline import Pipeline, model_folder, to_uint8
+from dirotq.pipeline import Pipeline, fingerprint, model_folder, to_uint8
 from dirotq.prompts import Prompt
 from dirotq.records import load_call, save_call
 from dirotq.settings import ModelSettings
@@ -156,19 +157,22 @@ def test_cut_weights_are_named(settings: ModelSettings, copied: Path) -> None:
 
 
 def test_fingerprint_follows_bytes_and_not_the_place(
-    settings: ModelSettings, pipeline: Pipeline, copied: Path
+    pipeline: Pipeline, copied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fingerprint() -> str:
-        return Pipeline(replaced(settings, path=str(copied)), CPU, torch.float32).fingerprint()
-
-    assert fingerprint() == pipeline.fingerprint()
+    original = fingerprint(pipeline.folder, "here")
+    assert fingerprint(copied, "there") == original
     (copied / "README.md").write_text("not part of the model")
-    assert fingerprint() == pipeline.fingerprint()
+    assert fingerprint(copied, "there") == original
     weights = copied / "transformer" / "diffusion_pytorch_model.safetensors"
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(bytes(content))
-    assert fingerprint() != pipeline.fingerprint()
+    assert fingerprint(copied, "there") != original
+    monkeypatch.setattr(module, "_WHOLE_FILE", 0)  # every file is sampled, small ones in full
+    sampled = fingerprint(copied, "there")
+    content[len(content) // 2] ^= 1
+    weights.write_bytes(bytes(content))
+    assert fingerprint(copied, "there") != sampled
 
 
 def test_model_folders(tmp_path: Path) -> None:

@@ -191,7 +191,7 @@ def test_any_error_leaves_the_model_as_it_was(
 def test_statistics_must_cover_and_fit_the_layers() -> None:
     part = calibrate.collect(Mlp(), ["gate", "up"], BATCHES)
     with pytest.raises(ValueError, match="layer down: the calibration statistics do not cover it"):
-        quantize(Mlp(), RTN, statistics=part)
+        quantize(Mlp(), RTN, statistics=part, layout=ALL)
     with pytest.raises(ValueError, match="layer gate has 40 input features, its statistics 48"):
         quantize(Mlp(40), RTN, statistics=part, layout=Layout("t", (), ("gate", "up")))
     with pytest.raises(ValueError, match="layer up: has calibration statistics, but is not in"):
@@ -229,3 +229,28 @@ def test_snr(error: float, expected: float) -> None:
     signal: Tensor = torch.ones(10, dtype=torch.float64)
     assert snr_db(signal, signal + error) == pytest.approx(expected)
     assert snr_db(torch.zeros(2), torch.ones(2)) == -float("inf")
+
+
+@pytest.mark.filterwarnings("ignore:enable_nested_tensor")
+def test_linears_that_torch_never_calls_are_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True).train()
+    model = nn.ModuleDict({"layers": nn.ModuleList([layer])})
+    model.forward = lambda x: layer(x)  # type: ignore[method-assign]
+    report = quantize(model, RTN, [(torch.randn(2, 5, 16),)])
+    assert [row.name for row in report.layers] == ["layers.0.linear1", "layers.0.linear2"]
+    assert "layers.0.self_attn.out_proj is not reached" in caplog.text
+
+
+class KeywordCall(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(8, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(input=x)
+
+
+def test_linears_called_by_keyword_are_traced() -> None:
+    assert [row.name for row in quantize(KeywordCall(), RTN, [(torch.randn(4, 8),)]).layers] == [
+        "fc"
+    ]

@@ -1,5 +1,6 @@
 """README says nothing that a committed result does not say, and its commands exist."""
 
+import json
 import re
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from experiments import readme
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 RESULTS = sorted((ROOT / "experiments" / "results").rglob("*.json"))
+RUNS = [path for path in RESULTS if path.parent.name.startswith("emoji-")]
 
 
 def test_result_table_is_made_from_the_committed_results(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -41,7 +43,7 @@ def test_dirotq_commands_of_the_readme_compose() -> None:
 
 def test_make_targets_of_the_readme_exist() -> None:
     makefile = (ROOT / "Makefile").read_text()
-    for target in set(re.findall(r"`?make ([a-z]+)`?", TEXT)):
+    for target in set(re.findall(r"(?:^|`)make ([a-z]+)", TEXT, flags=re.MULTILINE)):
         assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
 
 

@@ -17,7 +17,8 @@ class Integer(Format):
 
     symmetric: codes in [-q, q], q = 2^(bits-1) - 1, value = code * scale, scale = absmax / q.
     otherwise: codes in [0, 2^bits - 1], value = (code - zero) * scale, scale = (max - min) / (2^bits - 1),
-        zero = -min / scale (not rounded to an integer: with it the group's minimum is exact).
+        zero = -min / scale, not rounded to an integer. Its 8 bits are enough where a group straddles zero; a group far
+        from zero decodes to the relative accuracy of bfloat16, 2^-8.
     Scales and zero points are bfloat16 and are rounded before they are used, so that a decoder sees the
     numbers the encoder used. The INT W4A4 rows of SVDQuant (arXiv 2411.05007) use the symmetric form on both
     sides, those of DiRotQ (arXiv 2605.16732) the asymmetric one for activations.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import sys
@@ -14,7 +15,7 @@ from safetensors import SafetensorError
 
 from dirotq.config import build_job, check, expand, run_app
 from dirotq.lab.results import Result, read_result
-from dirotq.lab.runner import finished, run, run_directory
+from dirotq.lab.runner import finished, run
 
 _EXPECTED = (
     ValueError,
@@ -58,8 +59,7 @@ def main() -> None:
 
 def _run(config: DictConfig) -> None:
     job = build_job(config)
-    folder = run_directory(job)
-    skipped = finished(folder) and not job.force
+    skipped = finished(job) and not job.force
     folder = run(job)
     _say(summary(folder, read_result(folder / "result.json"), skipped=skipped))
 
@@ -90,7 +90,10 @@ def summary(folder: Path, result: Result, *, skipped: bool) -> str:
 def _report(error: Exception) -> None:
     if os.environ.get("HYDRA_FULL_ERROR") == "1":
         raise error
-    sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+    text = " ".join(str(error).split())
+    if os.strerror(errno.ENOSPC) in text:
+        text += "; runtime.cache= and out= choose other places"
+    sys.stderr.write(f"error: {text}\n")
 
 
 def _say(text: str) -> None:

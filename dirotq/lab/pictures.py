@@ -34,6 +34,11 @@ class _Sheet:
         """Height of a line of column labels and the rows under it."""
         return self.header + self.rows * (self.cell[1] + _GAP)
 
+    def size(self, columns: int, blocks: int) -> tuple[int, int]:
+        """Width and height of the whole grid."""
+        width = 2 * _MARGIN + self.gutter + columns * (self.cell[0] + _GAP) - _GAP
+        return width, 2 * _MARGIN + blocks * (self.block_height + _MARGIN) - _MARGIN - _GAP
+
     def corner(self, block: int, row: int, column: int) -> tuple[int, int]:
         """Upper left corner of an image."""
         x = _MARGIN + self.gutter + column * (self.cell[0] + _GAP)
@@ -82,11 +87,7 @@ def grid(
     )
     columns = min(max_columns, len(column_labels))
     blocks = -(-len(column_labels) // columns)
-    size = (
-        2 * _MARGIN + sheet.gutter + columns * (cell[0] + _GAP) - _GAP,
-        2 * _MARGIN + blocks * (sheet.block_height + _MARGIN) - _MARGIN - _GAP,
-    )
-    canvas = Image.new("RGB", size, "white")
+    canvas = Image.new("RGB", sheet.size(columns, blocks), "white")
     for index, lines in enumerate(labels):
         block, column = divmod(index, columns)
         _column(canvas, sheet, font, (block, column), lines)

@@ -23,31 +23,72 @@ from dirotq.atomic import atomic_directory, atomic_write_text
 from dirotq.config import Job
 from dirotq.lab import results
 from dirotq.lab.pictures import grid, save_png
-from dirotq.lab.results import Metric, Result
-from dirotq.lab.stages import Stages
+from dirotq.lab.results import Metric, Result, read_result
+from dirotq.lab.stages import (
+    SOURCE,
+    Stages,
+    is_source,
+    resolve_device,
+    resolve_dtype,
+    source_hash,
+)
 from dirotq.metrics import embedded, fidelity
 from dirotq.metrics.feature_network import FILE_NAME, load_feature_network
 from dirotq.metrics.statistics import bootstrap_mean
-from dirotq.pipeline import model_folder
-from dirotq.prompts import ASSETS
+from dirotq.pipeline import fingerprint, model_folder
+from dirotq.prompts import ASSETS, load_prompts
 from dirotq.quantize import LayerReport, Report
 
 _GRID_IMAGES = 16
+_WRITTEN = {"result.json", "config.yaml", "layers.csv", "grid.png", "images", "checkpoint"}
 _log = logging.getLogger(__name__)
 
 
 def run_directory(job: Job) -> Path:
-    """`out`, or a folder named after the settings: the same settings, the same folder."""
+    """`out`, or a folder named after what decides the result."""
     if job.out is not None:
         return Path(job.out)
     method = job.recipe.method
     name = "-".join([job.model.name, method.name, *([_bits(job)] if method.quantizes else [])])
-    return Path("outputs/runs") / f"{name}-{_digest(job)}"
+    return Path("outputs/runs") / f"{name}-{identity(job)}"
 
 
-def finished(folder: Path) -> bool:
-    """Whether the folder holds a finished run."""
-    return (folder / "result.json").is_file()
+def identity(job: Job) -> str:
+    """Hash (8 hex digits) of all that decides a result: settings, prompts, weights, device, versions and source."""
+    settings = {k: v for k, v in job.composed.items() if k not in ("out", "force", "save")}
+    device = resolve_device(job.runtime.device)
+    sets = (job.eval.prompt_set, job.eval.prompts), (job.calib.prompt_set, job.calib.prompts)
+    content = {
+        "settings": settings,
+        "prompts": [[asdict(prompt) for prompt in load_prompts(*one)] for one in sets],
+        "weights": fingerprint(model_folder(job.model.path), job.model.path),
+        "device": [device.type, str(resolve_dtype(job.runtime.dtype, device))],
+        "versions": results.environment(device)["versions"],
+        "source": source_hash(*sorted(path.name for path in SOURCE.iterdir() if is_source(path))),
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def finished(job: Job) -> bool:
+    """Whether the job's directory holds its finished run, with the checkpoint if one is asked for.
+
+    Raises ValueError when the directory holds something else, which a run would have to replace.
+    """
+    out = run_directory(job)
+    if not out.exists() or not any(out.iterdir()):
+        return False
+    foreign = sorted({path.name for path in out.iterdir()} - _WRITTEN)
+    if foreign or not (out / "result.json").is_file():
+        what = f"other files ({foreign[0]})" if foreign else "no finished run"
+        raise ValueError(f"out={out}: the folder exists and holds {what}; choose another")
+    same = read_result(out / "result.json").get("config") == identity(job)
+    if not same and not job.force:
+        raise ValueError(
+            f"out={out}: the folder holds another run (settings, prompts, weights, device or "
+            "versions differ); choose another, or replace it by force=true"
+        )
+    complete = not (job.save and job.recipe.method.quantizes) or (out / "checkpoint").is_dir()
+    return same and complete
 
 
 def run(job: Job) -> Path:
@@ -57,17 +98,15 @@ def run(job: Job) -> Path:
     left then, and the finished stages are kept.
     """
     out = run_directory(job)
-    if finished(out) and not job.force:
+    if finished(job) and not job.force:
         return out
-    if out.exists() and any(out.iterdir()) and not finished(out):
-        raise ValueError(
-            f"out={out}: the folder exists and holds no run; choose another or remove it"
-        )
     start = time.perf_counter()
     if job.runtime.threads is not None:
         torch.set_num_threads(job.runtime.threads)
     torch.use_deterministic_algorithms(job.runtime.deterministic)
     stages = Stages(job)
+    if stages.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(stages.device)  # a sweep's jobs share a process
     reference = stages.reference_images()
     checkpoint, report = stages.quantized() if job.recipe.method.quantizes else (None, None)
     images = stages.images()
@@ -112,13 +151,6 @@ def _bits(job: Job) -> str:
     return job.recipe.bits.name if job.recipe.method.quantizes else "w16a16"
 
 
-def _digest(job: Job) -> str:
-    kept = {
-        key: value for key, value in job.composed.items() if key not in ("out", "force", "save")
-    }
-    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:8]
-
-
 def _result(
     stages: Stages,
     report: Report | None,
@@ -150,7 +182,7 @@ def _result(
         weights="trained" if job.model.weights == "trained" else "random",
         numerics="simulated",
         command=shlex.join(["dirotq", *sys.argv[1:]]),
-        config=_digest(job),
+        config=identity(job),
         prompts={"set": job.eval.prompt_set, "n": len(stages.prompts)},
     )
 

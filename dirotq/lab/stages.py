@@ -34,11 +34,12 @@ from dirotq.lab.cache import Cache
 from dirotq.lab.progress import bar, track
 from dirotq.metrics.sentinels import degenerate
 from dirotq.models import layout_of
-from dirotq.pipeline import Pipeline, to_uint8
+from dirotq.pipeline import Pipeline, fingerprint, to_uint8
 from dirotq.prompts import Prompt, load_prompts
 from dirotq.quantize import LayerReport, Report, quantize
 from dirotq.records import load_call, save_call
 
+SOURCE = Path(dirotq.__file__).parent
 _SECONDS = "seconds.json"
 
 
@@ -47,15 +48,16 @@ class Stages:
 
     def __init__(self, job: Job) -> None:
         self.job = job
-        self.device = _device(job.runtime.device)
-        self.dtype = _dtype(job.runtime.dtype, self.device)
+        self.device = resolve_device(job.runtime.device)
+        self.dtype = resolve_dtype(job.runtime.dtype, self.device)
         self.prompts = load_prompts(job.eval.prompt_set, job.eval.prompts)
         self.calibration = load_prompts(job.calib.prompt_set, job.calib.prompts)
         self.pipeline = Pipeline(job.model, self.device, self.dtype)
+        self._check_fit()
         self.cache = Cache(Path(job.runtime.cache))
         self.seconds: dict[str, float] = {}
         self._model_fields = {
-            "weights": self.pipeline.fingerprint(),
+            "weights": fingerprint(self.pipeline.folder, job.model.path),
             "size": job.model.size,
             "steps": job.model.steps,
             "guidance": job.model.guidance,
@@ -63,8 +65,17 @@ class Stages:
             "dtype": str(self.dtype),
             "device": self.device.type,
             "versions": [torch.__version__, diffusers.__version__],
-            "source": _source_hash("pipeline.py"),
+            "deterministic": job.runtime.deterministic,
+            "source": source_hash("pipeline.py", "records.py"),
         }
+
+    def _check_fit(self) -> None:
+        """Ask the method about every width now: after the calibration is late to learn of a bad rank."""
+        model, recipe = self.pipeline.transformer, self.job.recipe
+        if recipe.method.quantizes:
+            for name in layout_of(model).select(model):
+                weight = model.get_submodule(name).get_parameter("weight")
+                recipe.method.check_width(weight.shape[1], recipe.bits.act)
 
     def reference_images(self) -> Tensor:
         """uint8 [B, H, W, 3]: the 16-bit model's images of the evaluation prompts."""
@@ -97,8 +108,9 @@ class Stages:
         def build(folder: Path) -> None:
             paths = sorted(self.records().glob("*.safetensors"))
             model = self.pipeline.transformer
-            names = list(layout_of(model).select(model))
-            found = calibrate.collect(model, names, self._calls(paths))
+            layout = layout_of(model)
+            names = list(layout.select(model))
+            found = calibrate.collect(model, names, self._calls(paths), strict=layout.strict)
             _save_statistics(found, folder)
 
         return _load_statistics(self._stage("statistics", self._statistics_fields(), build))
@@ -183,11 +195,11 @@ class Stages:
 
     def _statistics_fields(self) -> dict[str, Any]:
         layout = layout_of(self.pipeline.transformer)
-        source = _source_hash("calibrate.py", "models")
+        source = source_hash("calibrate.py", "models")
         return {"records": self._records_fields(), "layout": asdict(layout), "source": source}
 
     def _quantized_fields(self) -> dict[str, Any]:
-        source = _source_hash(
+        source = source_hash(
             "formats",
             "transforms",
             "rounding",
@@ -200,7 +212,13 @@ class Stages:
         return {"statistics": self._statistics_fields(), "recipe": recipe, "source": source}
 
 
-def _device(name: str) -> torch.device:
+def is_source(path: Path) -> bool:
+    """Whether a folder or file of the library holds Python source."""
+    return path.suffix == ".py" or (path.is_dir() and any(path.glob("*.py")))
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device that `runtime.device` names; raises ValueError when it is not there."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
@@ -212,7 +230,8 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _dtype(name: str, device: torch.device) -> torch.dtype:
+def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The dtype that `runtime.dtype` names on that device."""
     if name == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
     dtype: torch.dtype = getattr(torch, name)
@@ -225,12 +244,11 @@ def _spread(total: int, count: int) -> set[int]:
     return {(2 * i + 1) * total // (2 * count) for i in range(count)}
 
 
-def _source_hash(*names: str) -> str:
+def source_hash(*names: str) -> str:
     """Hash of source files and packages of the library: a stage is not reused across a change of its code."""
-    root = Path(dirotq.__file__).parent
     digest = hashlib.blake2b(digest_size=8)
     for name in names:
-        path = root / name
+        path = SOURCE / name
         for file in sorted(path.glob("*.py")) if path.is_dir() else [path]:
             digest.update(file.name.encode() + file.read_bytes())
     return digest.hexdigest()

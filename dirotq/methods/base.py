@@ -46,6 +46,9 @@ class Method(ABC):
     ) -> Transform:
         """Transform for one distinct input, read by linears with `weights` [N_i, K]."""
 
+    def check_width(self, width: int, act: Format | None) -> None:  # noqa: B027 - most fit any width
+        """Raise ValueError if the method's settings do not fit an input of this width."""
+
     def round(
         self, weight: Tensor, moment: Tensor | None, fmt: Format, mean: float
     ) -> tuple[Encoded, bool]:

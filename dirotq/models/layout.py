@@ -14,12 +14,14 @@ class Layout:
 
     classes: names of the model classes it is for. quantize: weights and activations.
     weight_only: weights only, the input stays as it is.
+    strict: whether a named linear that a forward does not reach is an error; otherwise it is left as it is.
     """
 
     name: str
     classes: tuple[str, ...]
     quantize: tuple[str, ...]
     weight_only: tuple[str, ...] = ()
+    strict: bool = True
 
     def select(self, model: nn.Module) -> dict[str, bool]:
         """Names of the linears to quantize -> whether their activations are quantized too, in module order.

@@ -2,9 +2,9 @@
 
 Followed: columns in order of falling Hessian diagonal (act-order), the grid of every group fixed from the
 original weight (static groups), lazy updates in blocks of 128 columns, the upper Cholesky factor of the inverse.
-Changed: the factor is computed in float64, and the damping is relative to a mean that the caller names. On the
-rotated low block of DiRotQ the diagonal is orders of magnitude below that of the full Hessian, and one per cent of
-its own mean is too little to factor it.
+Changed: the factor is computed in float64, and the caller may name the mean that the damping is relative to. On the
+rotated low block of DiRotQ the diagonal is orders of magnitude below that of the full Hessian: in float32 it can only
+be factored when damped relative to the full mean, in float64 its own mean will do.
 """
 
 from __future__ import annotations

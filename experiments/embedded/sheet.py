@@ -1,8 +1,8 @@
-"""Draw the sample sheet: 40 prompts, with what a person recognized and how far seeds differ.
+"""Draw the sample sheet: 40 prompts, with what was recognized and how far seeds differ.
 
 `python -m experiments.embedded.sheet` writes `sheet.png`, `sheet_second_seed.png` and `sheet.json`
-beside this file. The verdicts in the JSON, one for each of the two seeds, are filled in by hand, by
-looking: `blind` (somebody who had not seen the caption named the things, colours and background),
+beside this file. The verdicts in the JSON, one for each of the two seeds, are filled in by looking:
+`blind` (somebody who had not seen the caption named the things, colours and background),
 `with_caption` (they are recognizable to somebody who has) and `order` ("above" is the right way
 round). Drawing again keeps them only while the pictures stay the same. `--count` adds them up.
 """
@@ -132,7 +132,7 @@ def main() -> None:
         draw_sheet(first, texts).save(arguments.output / "sheet.png")
         draw_sheet(second, texts).save(arguments.output / "sheet_second_seed.png")
         facts = {"guidance": arguments.guidance, "seed": arguments.seed}
-        facts |= {"protocol": content["protocol"]} if "protocol" in content else {}
+        facts |= {key: content[key] for key in ("readers", "protocol") if key in content}
         content = report(prompts, first, second, facts, content)
         print(f"median PSNR between two seeds: {content['median_seed_psnr_db']} dB")
     content["recognized"] = count(content)

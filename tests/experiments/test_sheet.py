@@ -66,7 +66,7 @@ def test_card_names_numbers_licences_and_commands() -> None:
         "transformer_1": _log(),
     }
     sheet = report(PROMPTS, pictures(0), pictures(1), {"guidance": 3.0}, {})
-    sheet["recognized"] = count(sheet)
+    sheet |= {"recognized": count(sheet), "readers": "Somebody."}
     card = model_card(logs, {"vae": (10, 20)}, (100, 25), ("train it",), sheet)
     for text in ("31.5 dB", "80%", "CC-BY-4.0", "train it", "0 / 0", "leg 1", "2.000 to"):
         assert text in card

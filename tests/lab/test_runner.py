@@ -230,19 +230,6 @@ def test_a_stopped_run_leaves_finished_stages_only(
     assert (folder / "result.json").is_file()
 
 
-def test_a_folder_that_is_no_run_is_refused(make: Make, tmp_path: Path, builds: Builds) -> None:
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
-    with pytest.raises(
-        ValueError, match="mine: the folder exists and holds no run; choose another"
-    ):
-        run(make("mine", *RTN, "force=true"))
-    assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
-    assert builds.taken() == {}
-    (tmp_path / "empty").mkdir()
-    assert (run(make("empty", "method=fp16")) / "result.json").is_file()
-
-
 def test_broken_images_end_the_run(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
