@@ -21,9 +21,20 @@ def test_result_table_is_made_from_the_committed_results(monkeypatch: pytest.Mon
     assert readme.with_table(TEXT) == TEXT
 
 
-@pytest.mark.parametrize(
-    "path", sorted((readme.RESULTS).glob("*.json")), ids=lambda path: path.stem
-)
+def name_of(path: Path) -> str:
+    return f"{path.parent.name}-{path.stem}"
+
+
+@pytest.mark.parametrize("path", RESULTS, ids=name_of)
+def test_committed_numbers_name_command_and_commit(path: Path) -> None:
+    content = json.loads(path.read_text())
+    commit = content["env"]["git"] if "env" in content else content["git"]
+    assert re.fullmatch(r"[0-9a-f]{7,40}", commit)
+    assert content["command"]
+    assert not re.search(r"(?<!\w)/(tmp|home|root)/", path.read_text())
+
+
+@pytest.mark.parametrize("path", RUNS, ids=name_of)
 def test_committed_results_are_valid_and_say_where_they_come_from(path: Path) -> None:
     result = read_result(path)
     assert re.fullmatch(r"[0-9a-f]{7,40}", result["env"]["git"] or "")
