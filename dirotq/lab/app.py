@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 from safetensors import SafetensorError
 
 from dirotq.config import build_job, check, expand, run_app
+from dirotq.lab.progress import watch_interrupts
 from dirotq.lab.results import Result, read_result
 from dirotq.lab.runner import finished, run
 
@@ -30,6 +31,7 @@ def main() -> None:
     Bad input and a full disk end in one line on stderr and exit status 1. A job of a sweep that fails does not keep the
     others from running.
     """
+    watch_interrupts()
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
     failed = False

@@ -60,7 +60,7 @@ def test_ctrl_c_stops_cleanly_and_the_next_run_goes_on(tiny_pipeline: Path, tmp_
         time.sleep(0.05)
     time.sleep(0.5)
     child.send_signal(signal.SIGINT)
-    output, errors = child.communicate(timeout=30)
+    output, errors = child.communicate(timeout=90)
     assert child.returncode == 130
     assert "Traceback" not in errors
     assert errors.splitlines()[-1].startswith("stopped; finished stages are kept")
