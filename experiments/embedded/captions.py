@@ -1,8 +1,8 @@
 """The caption grammar: every caption, in training and in the prompt sets, is made here.
 
-A caption names one to three things, and may name their style, colour, size, place and number,
-and the background: "a small noto dog at the top", "a fluent flat cat beside a twemoji tree on
-a yellow background", "two red apples".
+A caption names one to three things, and may name their style, category, skin tone, colour, size,
+place and number, and the background: "a small noto dog at the top", "a twemoji food emoji of a
+pizza", "a fluent flat cat beside a twemoji tree on a yellow background", "two red apples".
 """
 
 from __future__ import annotations
@@ -49,6 +49,18 @@ PLACES: dict[str, tuple[float, float]] = {
     "in the bottom right corner": (1, 1),
 }
 RELATIONS = ("beside", "above")
+# The word of a category, by the start of the subcategory where one category has several words.
+CATEGORIES: dict[str, dict[str, str]] = {
+    "Smileys & Emotion": {"": "smiley"},
+    "People & Body": {"": "people"},
+    "Animals & Nature": {"animal": "animal", "": "plant"},
+    "Food & Drink": {"drink": "drink", "": "food"},
+    "Travel & Places": {"transport": "vehicle", "sky": "sky", "time": "clock", "": "place"},
+    "Activities": {"": "activity"},
+    "Objects": {"": "object"},
+    "Symbols": {"": "symbol"},
+    "Flags": {"": "flag"},
+}
 NUMBERS = ("", "", "two", "three")
 MAX_WORDS = 24
 
@@ -89,13 +101,20 @@ _SINGULAR_ENDS = ("ss", "us", "bus", "tennis", "christmas", "compass", "iris", "
 
 @dataclass(frozen=True)
 class Thing:
-    """One thing that a caption names."""
+    """One thing that a caption names; the category is said in "emoji of" captions only."""
 
     name: str
     style: str | None = None
+    category: str | None = None
     colour: str | None = None
     skin: str | None = None
     small: bool = False
+
+
+def category_word(sprite: Sprite) -> str:
+    """The word for the category of a sprite: "animal", "food", "vehicle" ..."""
+    kinds = CATEGORIES[sprite.category]
+    return next(word for start, word in kinds.items() if sprite.subcategory.startswith(start))
 
 
 @cache
@@ -155,7 +174,8 @@ def _describe(thing: Thing, count: int = 1, emoji_of: bool = False) -> str:
         name = f"{name} with {thing.skin} skin tone"
     if emoji_of and thing.style is not None and count == 1:
         size = "small " if thing.small else ""
-        return f"a {size}{thing.style} emoji of {with_article(name, several)}"
+        kind = f"{thing.category} " if thing.category is not None else ""
+        return f"a {size}{thing.style} {kind}emoji of {with_article(name, several)}"
     if thing.style is not None:
         name = f"{thing.style} {name}"
     if thing.small:

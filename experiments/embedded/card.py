@@ -53,7 +53,8 @@ _TRAINING = """## Training
 _COMMANDS = """
 Legs of the transformer follow one another; each starts from the averaged weights of the one before.
 The same commands give the same scenes, but not the same bits: how many steps fit into the seconds
-depends on the machine. `export --pipeline` takes the pipeline folder of the last leg.
+depends on the machine. Captions name categories since leg 3; before, the tokenizer had five words less.
+`export --pipeline` takes the pipeline folder of the last leg.
 
 ```sh
 {commands}
@@ -65,10 +66,13 @@ an emoji of a scene {accuracy:.0%} of the time; its distances are not FID and no
 
 _LIMITS = """## Limits
 
-Small things in scenes of two are often blurred, and "above" is often the wrong way round.
+Small things in scenes of two are often blurred.
 It knows emoji and the words of their names, no other things and no sentences. It is a test bed, not a
 product. The artwork keeps its licences, above; so do pictures that resemble it.
 """
+
+BAR = 32
+"""Prompts of 40 that must be recognizable."""
 
 COMMANDS = (
     "python -m experiments.embedded.sprites",
@@ -135,11 +139,12 @@ def _quality(sheet: Mapping[str, Any]) -> str:
         cells = [" / ".join(map(str, seen[kind][split])) for split in ("all", *splits)]
         lines.append(f"| {meaning} | {' | '.join(cells)} |\n")
     median = sheet["median_seed_psnr_db"]
-    blind, known = (" and ".join(map(str, seen[kind]["all"])) for kind in ("blind", "with_caption"))
-    lines.append(
-        f"\n{sheet['readers']} The bar was 32 of 40: named blind {blind}, with the caption {known}; it is not "
-        'met by both seeds under the caption, nor where the order of "above" counts.\n'
+    worst = {kind: min(seen[kind]["all"]) for kind in _KINDS}
+    missed = [f"{_KINDS[kind]} ({number})" for kind, number in worst.items() if number < BAR]
+    verdict = (
+        f"missed on one seed by: {'; '.join(missed)}" if missed else "met in every row by both"
     )
+    lines.append(f"\n{sheet['readers']} The bar of {BAR} of 40 is {verdict}.\n")
     lines.append(f"\nMedian PSNR between the two seeds of one caption: {median} dB.\n")
     return "".join(lines)
 

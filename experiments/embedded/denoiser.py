@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from diffusers import PixArtTransformer2DModel
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
-from transformers import T5EncoderModel
+from transformers import T5Config, T5EncoderModel
 
 from experiments.embedded.config import TRAIN_TIMESTEPS
 from experiments.embedded.tokenizer import attention_mask
@@ -52,6 +52,25 @@ class Denoiser(nn.Module):
         self.transformer.set_attn_processor(FusedAttention())
         for block in self.transformer.transformer_blocks:
             block.compile(fullgraph=True, dynamic=False)
+
+
+@torch.no_grad()
+def carry_words(
+    text_encoder: T5EncoderModel, earlier: Mapping[str, int], vocabulary: Mapping[str, int]
+) -> T5EncoderModel:
+    """The same encoder for another vocabulary (token to id); new words start as the mean word."""
+    trained = text_encoder.get_input_embeddings().weight
+    config = {**text_encoder.config.to_dict(), "vocab_size": len(vocabulary)}
+    carried = T5EncoderModel(T5Config.from_dict(config))
+    parameters = dict(carried.named_parameters())
+    for name, value in text_encoder.named_parameters():
+        if value is not trained:
+            parameters[name].copy_(value)
+    words = carried.get_input_embeddings().weight
+    words.copy_(trained.mean(0).expand_as(words))
+    shared = sorted(vocabulary.keys() & earlier.keys())
+    words[[vocabulary[word] for word in shared]] = trained[[earlier[word] for word in shared]]
+    return carried
 
 
 class FusedAttention:

@@ -24,6 +24,7 @@ from experiments.embedded.captions import (
     can_pair,
     can_recolour,
     caption,
+    category_word,
     colourless,
     text_key,
 )
@@ -133,7 +134,8 @@ def _prompt(sprite: Sprite, split: str, text: str, other: str | None = None) -> 
 def _plain(sprite: Sprite, split: str, rng: random.Random) -> Iterator[Prompt]:
     """Prompts for one thing, as training has them; a background only where it is not reserved."""
     thing = Thing(sprite.name, sprite.style)
-    yield _prompt(sprite, split, caption(thing, emoji_of=True))
+    category = category_word(sprite) if text_key(sprite.name) % 2 else None
+    yield _prompt(sprite, split, caption(replace(thing, category=category), emoji_of=True))
     yield _prompt(sprite, split, caption(thing))
     for name in rng.sample(list(BACKGROUNDS), len(BACKGROUNDS)):
         free = not _is_reserved(colourless(sprite.name), f"background {name}")
@@ -153,7 +155,7 @@ def _variations(sprite: Sprite, taken: set[str]) -> Iterator[Prompt]:
     for name, (hue, _, _) in COLOURS.items():
         far = abs((sprite.hue - hue + 180) % 360 - 180) >= 40
         if far and _is_reserved(noun, f"colour {name}") and f"{name} {noun}" not in taken:
-            coloured = Thing(sprite.name, sprite.style, name)
+            coloured = replace(thing, colour=name)
             yield replace(_prompt(sprite, "variation", caption(coloured)), rank=0.25)
 
 

@@ -91,6 +91,7 @@ class _Table:
         self.keys = np.array(
             [grammar.text_key(grammar.colourless(sprite.name)) for sprite in self.sprites]
         )
+        self.categories = [grammar.category_word(sprite) for sprite in self.sprites]
         self.short = self._where(lambda sprite: len(sprite.name.split()) <= 3)
         self._pairs = weight * self._where(grammar.can_pair)
         self._counts = weight * self._where(grammar.can_count)
@@ -122,6 +123,7 @@ class _Plan:
     small: Bools
     background: Ints
     emoji_of: Bools
+    category: Bools
 
 
 def _pick(rng: np.random.Generator, chosen: Bools, choices: int) -> Ints:
@@ -179,6 +181,8 @@ def _plan(table: _Table, rng: np.random.Generator, count: int, pairs: float) -> 
         small=single & (rng.random(count) < 0.1),
         background=background,
         emoji_of=single & style[:, 0] & (rng.random(count) < 0.3),
+        # From a child generator: scenes stay those of before captions knew categories.
+        category=rng.spawn(1)[0].random(count) < 0.5,
     )
 
 
@@ -186,11 +190,12 @@ def _captions(plan: _Plan) -> list[str]:
     """Write the captions of a plan."""
     sprites = plan.table.sprites
 
-    def thing(row: int, style: bool, colour: int, small: bool) -> Thing:
+    def thing(row: int, style: bool, colour: int, small: bool, category: bool = False) -> Thing:
         sprite = sprites[row]
         return Thing(
             sprite.name,
             sprite.style if style else None,
+            plan.table.categories[row] if category else None,
             _COLOUR_NAMES[colour] if colour >= 0 else None,
             sprite.skin,
             small,
@@ -198,14 +203,14 @@ def _captions(plan: _Plan) -> list[str]:
 
     columns = (
         plan.row, plan.style, plan.colour, plan.small, plan.count, plan.relation, plan.place,
-        plan.background, plan.emoji_of,
+        plan.background, plan.emoji_of, plan.category,
     )  # fmt: skip
     texts = []
-    for row, style, colour, small, count, relation, place, background, emoji_of in zip(
+    for row, style, colour, small, count, relation, place, background, emoji_of, category in zip(
         *(column.tolist() for column in columns), strict=True
     ):
         text = grammar.caption(
-            thing(row[0], style[0], colour[0], small),
+            thing(row[0], style[0], colour[0], small, category),
             thing(row[1], style[1], colour[1], False) if row[1] >= 0 else None,
             RELATIONS[relation],
             count,

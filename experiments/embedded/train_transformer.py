@@ -26,7 +26,7 @@ from experiments.embedded.config import (
     parameter_count,
     pick_device,
 )
-from experiments.embedded.denoiser import Denoiser, Weights, flow_loss
+from experiments.embedded.denoiser import Denoiser, Weights, carry_words, flow_loss
 from experiments.embedded.pipelines import write_pipeline
 from experiments.embedded.pool import LatentPool
 from experiments.embedded.scenes import PAIRS
@@ -68,7 +68,7 @@ class Run:
         dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
         self.vae = AutoencoderKL.from_pretrained(arguments.vae).to(self.device).eval()
         self.vae.requires_grad_(False).to(memory_format=torch.channels_last)
-        denoiser = _denoiser(arguments.init_from, len(self.tokenizer)).to(self.device)
+        denoiser = _denoiser(arguments.init_from, self.tokenizer).to(self.device)
         self.shadow = copy.deepcopy(denoiser)
         self.weights = Weights(denoiser, arguments.average)
         self.denoiser = denoiser.to(dtype)
@@ -144,11 +144,13 @@ class Run:
         partial.rename(folder)
 
 
-def _denoiser(folder: Path | None, vocabulary: int) -> Denoiser:
-    """A new model, or that of a pipeline folder."""
+def _denoiser(folder: Path | None, tokenizer: T5Tokenizer) -> Denoiser:
+    """A new model, or that of a pipeline folder, whose vocabulary may have been a smaller one."""
     if folder is None:
-        return Denoiser(build_text_encoder(vocabulary), build_transformer())
-    text_encoder = T5EncoderModel.from_pretrained(folder / "text_encoder", dtype=torch.float32)
+        return Denoiser(build_text_encoder(len(tokenizer)), build_transformer())
+    trained = T5EncoderModel.from_pretrained(folder / "text_encoder", dtype=torch.float32)
+    earlier = T5Tokenizer.from_pretrained(folder / "tokenizer")
+    text_encoder = carry_words(trained, earlier.get_vocab(), tokenizer.get_vocab())
     transformer = PixArtTransformer2DModel.from_pretrained(folder / "transformer")
     return Denoiser(text_encoder, transformer)
 

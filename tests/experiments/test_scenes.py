@@ -9,7 +9,16 @@ import pytest
 import torch
 from PIL import Image
 
-from experiments.embedded.captions import MAX_WORDS, Thing, caption, colourless, plural, text_key
+from experiments.embedded.captions import (
+    CATEGORIES,
+    MAX_WORDS,
+    Thing,
+    caption,
+    category_word,
+    colourless,
+    plural,
+    text_key,
+)
 from experiments.embedded.names import clean_name, split_skin
 from experiments.embedded.render import recolour
 from experiments.embedded.scenes import Scenes, render, reserved, sample_scenes
@@ -124,6 +133,10 @@ def test_training_never_sees_reserved_pairs(sprites: list[Sprite]) -> None:
     ("expected", "arguments"),
     [
         ("a noto emoji of a red apple", {"thing": Thing("red apple", "noto"), "emoji_of": True}),
+        (
+            "a small noto food emoji of a pizza",
+            {"thing": Thing("pizza", "noto", "food", small=True), "emoji_of": True},
+        ),
         ("an orange heart", {"thing": Thing("red heart", colour="orange")}),
         ("noto scissors", {"thing": Thing("scissors", "noto")}),
         ("two noto stars", {"thing": Thing("star", "noto"), "count": 2}),
@@ -145,6 +158,23 @@ def test_training_never_sees_reserved_pairs(sprites: list[Sprite]) -> None:
 )
 def test_captions(expected: str, arguments: dict[str, object]) -> None:
     assert caption(**arguments) == expected  # type: ignore[arg-type]
+
+
+def test_half_of_the_emoji_captions_name_the_category(sprites: list[Sprite]) -> None:
+    texts = [text for text in sample_scenes(sprites, 4000, seed=5).captions if " emoji of " in text]
+    named = [text for text in texts if " object emoji of " in text]
+    assert len(texts) > 400
+    # Half of more than 400 draws: a deviation by 0.1 is four standard deviations.
+    assert abs(len(named) / len(texts) - 0.5) < 0.1
+
+
+@pytest.mark.parametrize("category", CATEGORIES)
+def test_every_subcategory_has_a_word(sprites: list[Sprite], category: str) -> None:
+    words = {
+        category_word(dataclasses.replace(sprites[0], category=category, subcategory=start))
+        for start in ("animal-bug", "plant-other", "drink", "food-asian", "time", "heart", "hotel")
+    }
+    assert words <= set(CATEGORIES[category].values())
 
 
 def test_names() -> None:

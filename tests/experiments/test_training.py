@@ -19,7 +19,13 @@ from transformers import T5Config, T5EncoderModel
 
 from experiments.embedded import train_transformer
 from experiments.embedded.config import LATENT_SIZE, MAX_TOKENS, build_transformer, build_vae
-from experiments.embedded.denoiser import Denoiser, FusedAttention, Weights, flow_loss
+from experiments.embedded.denoiser import (
+    Denoiser,
+    FusedAttention,
+    Weights,
+    carry_words,
+    flow_loss,
+)
 from experiments.embedded.sources import STYLES
 from experiments.embedded.sprites import Sprite
 from experiments.embedded.stream import SceneStream, image_batches
@@ -98,6 +104,19 @@ def test_words_are_tokens_and_others_are_spelled() -> None:
     assert tokens[1].tolist() == empty_caption(tokenizer).tolist()
     assert tokens[1, 0] == tokenizer.eos_token_id
     assert attention_mask(tokens).sum(1)[1] == 1
+
+
+def test_words_keep_their_embeddings_in_a_larger_vocabulary() -> None:
+    earlier, larger = (build_tokenizer(words).get_vocab() for words in (["cat"], ["bee", "cat"]))
+    trained = tiny_text_encoder(len(earlier)).eval()
+    carried = carry_words(trained, earlier, larger)
+    before, after = (model.get_input_embeddings().weight for model in (trained, carried))
+    for word, row in earlier.items():
+        assert torch.equal(before[row], after[larger[word]]), word
+    assert torch.equal(after[larger["\u2581bee"]], before.mean(0))
+    tokens = torch.tensor([[earlier["\u2581cat"], 1]])
+    moved = torch.tensor([[larger["\u2581cat"], 1]])
+    assert torch.equal(trained(tokens)[0], carried.eval()(moved)[0])
 
 
 def test_fused_attention_is_the_default_attention() -> None:
