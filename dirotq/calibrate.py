@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 Batch = Mapping[str, Any] | Sequence[Any]
-_SAMPLE_ROWS = 256
+_SAMPLE_ROWS = 512
 _log = logging.getLogger(__name__)
 
 

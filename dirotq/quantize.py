@@ -120,7 +120,8 @@ def _quantize_input(
     weights = [_weight(name, linear, inputs) for name, linear in linears.items()]
     stacked = torch.cat(weights)
     act = recipe.bits.act if quantize_acts else None
-    transform = recipe.method.transform(inputs, weights, act).to(stacked.device)
+    transform = recipe.method.transform(inputs, weights, recipe.bits.weight, act)
+    transform = transform.to(stacked.device)
     moment = inputs.moment.to(stacked.device)
     low, high = transform.fold(stacked)
     fallback = False

@@ -42,9 +42,16 @@ class Method(ABC):
 
     @abstractmethod
     def transform(
-        self, inputs: InputStatistics, weights: list[Tensor], act: Format | None
+        self,
+        inputs: InputStatistics,
+        weights: list[Tensor],
+        fmt: Format | None,
+        act: Format | None,
     ) -> Transform:
-        """Transform for one distinct input, read by linears with `weights` [N_i, K]."""
+        """Transform for one distinct input, read by linears with `weights` [N_i, K].
+
+        fmt, act: formats of the low weights and of the low input; None where they are not quantized.
+        """
 
     def check_width(self, width: int, act: Format | None) -> None:  # noqa: B027 - most fit any width
         """Raise ValueError if the method's settings do not fit an input of this width."""
@@ -77,6 +84,10 @@ class Untransformed(Method):
     """A method that quantizes the input as it is."""
 
     def transform(
-        self, inputs: InputStatistics, weights: list[Tensor], act: Format | None
+        self,
+        inputs: InputStatistics,
+        weights: list[Tensor],
+        fmt: Format | None,
+        act: Format | None,
     ) -> Transform:
         return Identity(inputs.width)

@@ -80,7 +80,11 @@ class DiRotQ(Method):
         return high
 
     def transform(
-        self, inputs: InputStatistics, weights: list[Tensor], act: Format | None
+        self,
+        inputs: InputStatistics,
+        weights: list[Tensor],
+        fmt: Format | None,
+        act: Format | None,
     ) -> Transform:
         high = self.coordinates(inputs.width, act)
         low = inputs.width - high

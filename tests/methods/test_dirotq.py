@@ -21,7 +21,7 @@ def statistics(name: str = "layer", seed: int = 0) -> InputStatistics:
 
 
 def basis(method: DiRotQ, name: str = "layer") -> Tensor:
-    transform = method.transform(statistics(name), [torch.ones(1, WIDTH)], None)
+    transform = method.transform(statistics(name), [torch.ones(1, WIDTH)], None, None)
     stored = transform.basis
     assert isinstance(stored, Tensor)
     return stored.double()
@@ -63,7 +63,7 @@ def test_random_basis_is_orthogonal_and_ignores_the_moment() -> None:
     method = DiRotQ(rank=4, basis="random")
     found = basis(method)
     torch.testing.assert_close(found.T @ found, torch.eye(WIDTH).double(), rtol=0, atol=0.02)
-    other = method.transform(statistics(seed=1), [], None).basis
+    other = method.transform(statistics(seed=1), [], None, None).basis
     assert torch.equal(found, other.double())
 
 
