@@ -24,12 +24,14 @@ class InputSpec:
     """How one distinct input is treated, and by which linears (by name) it is read: all a checkpoint has to say.
 
     weight, act: formats of the low parts; None leaves low and high in the model's dtype.
+    protect: format of the high parts on both sides where the low ones are quantized; None is bfloat16.
     """
 
     members: tuple[str, ...]
     transform: dict[str, Any]
     weight: Format | None
     act: Format | None
+    protect: Format | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON fields."""
@@ -38,15 +40,17 @@ class InputSpec:
             "transform": self.transform,
             "weight": self.weight.to_dict() if self.weight else None,
             "act": self.act.to_dict() if self.act else None,
+            "protect": self.protect.to_dict() if self.protect else None,
         }
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> Self:
         """Rebuild from `to_dict()`; raises ValueError on an unknown format."""
-        weight, act = (
-            formats.from_dict(fields[key]) if fields[key] else None for key in ("weight", "act")
+        chosen = (
+            formats.from_dict(fields[key]) if fields[key] else None
+            for key in ("weight", "act", "protect")
         )
-        return cls(tuple(fields["members"]), dict(fields["transform"]), weight, act)
+        return cls(tuple(fields["members"]), dict(fields["transform"]), *chosen)
 
 
 class _FixedDtype(nn.Module):
@@ -70,10 +74,17 @@ class QuantInput(_FixedDtype):
     The result is kept until each of them has read it, and dropped then.
     """
 
-    def __init__(self, transform: Transform, act: Format | None, readers: int = 1) -> None:
+    def __init__(
+        self,
+        transform: Transform,
+        act: Format | None,
+        readers: int = 1,
+        protect: Format | None = None,
+    ) -> None:
         super().__init__()
         self.transform = transform
         self.act = act
+        self.protect = protect
         self.readers = readers
         self._kept: tuple[weakref.ref[Tensor], int, tuple[Tensor, Tensor | None]] | None = None
         self._left = 0
@@ -99,8 +110,10 @@ class QuantInput(_FixedDtype):
         low, high = self.transform.online(x.float())
         if self.act is None:
             return low, high
-        # The protected branch multiplies 16-bit numbers on both sides.
-        return _quantize(self.act, low), None if high is None else high.bfloat16().float()
+        if high is not None:
+            # Without a format of its own, the protected branch multiplies 16-bit numbers on both sides.
+            high = self.protect.quantize(high) if self.protect else high.bfloat16().float()
+        return _quantize(self.act, low), high
 
 
 def _quantize(act: Format, x: Tensor) -> Tensor:
@@ -117,18 +130,21 @@ def _quantize(act: Format, x: Tensor) -> Tensor:
 class QuantLinear(_FixedDtype):
     """A linear layer in quantized form.
 
-    Buffers, row-major: `codes` uint8 [N, ceil(low / 2)] for 4-bit codes (two a byte, even column in the low nibble)
-    or int8 [N, low] for 8-bit ones, `scales` bfloat16 [N, G], or `weight` [N, low] where weights are not quantized;
-    `high` [N, r] where coordinates are protected (bfloat16, or the model's dtype beside an unquantized `weight`);
-    `bias` [N] in the model's dtype.
+    Buffers, row-major: `codes` uint8 [N, ceil(low / 2)] for 4-bit codes (two a byte, even column in the low nibble) or
+    [N, low] in the format's dtype for others, `scales` [N, G] and, for two-level formats, `base` float32 [N, 1] or []
+    (each as `dirotq.formats.Grid` has it), or `weight` [N, low] where weights are not quantized; where coordinates are
+    protected `high` [N, r] (bfloat16; the model's dtype beside an unquantized `weight`; or codes, with `high_scales`
+    [N, G]); `bias` [N] in the model's dtype.
     The first linear that reads an input holds its `input`; the others refer to it.
     """
 
     input: QuantInput
     codes: Tensor
     scales: Tensor
+    base: Tensor | None
     weight: Tensor
     high: Tensor | None
+    high_scales: Tensor | None
     bias: Tensor | None
 
     def __init__(self, spec: InputSpec, out_features: int, input: QuantInput, owner: bool) -> None:
@@ -141,57 +157,66 @@ class QuantLinear(_FixedDtype):
         self.in_features = input.transform.width
         self.out_features = out_features
         self.format = spec.weight
+        # Beside an unquantized weight nothing is rounded.
+        self.protect = spec.protect if spec.weight is not None else None
         self.spec = spec if owner else None
-        for name in ("codes", "scales", "weight", "high", "bias"):
+        for name in ("codes", "scales", "base", "weight", "high", "high_scales", "bias"):
             self.register_buffer(name, None)
 
     def allocate(self, bias: Tensor | None, dtype: torch.dtype) -> None:
         """Register empty buffers of the right shapes and dtypes, to be loaded into."""
+        rows = self.out_features
         low, high = self.input.transform.low_width, self.input.transform.high
         if self.format is None:
-            self.weight = torch.empty(self.out_features, low, dtype=dtype)
-            protected = dtype
+            self.weight = torch.empty(rows, low, dtype=dtype)
         else:
-            protected = torch.bfloat16
-            packed = self.format.code_bits == 4
-            width = -(-low // 2) if packed else low
-            self.codes = torch.empty(
-                self.out_features, width, dtype=torch.uint8 if packed else torch.int8
+            self.codes, self.scales, self.base = _allocate(self.format, rows, low)
+        if high and self.protect is not None:
+            self.high, self.high_scales, _ = _allocate(self.protect, rows, high)
+        elif high:
+            self.high = torch.empty(
+                rows, high, dtype=dtype if self.format is None else torch.bfloat16
             )
-            self.scales = torch.empty(
-                self.out_features, self.format.num_groups(low), dtype=torch.bfloat16
-            )
-        if high:
-            self.high = torch.empty(self.out_features, high, dtype=protected)
-        self.bias = None if bias is None else torch.empty(self.out_features, dtype=dtype)
+        self.bias = None if bias is None else torch.empty(rows, dtype=dtype)
 
     def store(self, low: Encoded | Tensor, high: Tensor | None, bias: Tensor | None) -> None:
         """Take encoded (or, unquantized, plain) low weights [N, low], protected weights [N, r] and bias [N]."""
         if isinstance(low, Tensor):
             self.weight = low.detach()
-            protected = low.dtype
         else:
-            protected = torch.bfloat16
             assert self.format is not None, "encoded weights need a format"
-            self.codes = pack_nibbles(low.codes) if self.format.code_bits == 4 else low.codes
-            self.scales = low.grid.scales
-        self.high = None if high is None else high.to(protected)
+            self.codes = _pack(self.format, low)
+            self.scales, self.base = low.grid.scales, low.grid.base
+        if high is not None and self.protect is not None:
+            encoded = self.protect.encode(high.float())
+            self.high, self.high_scales = _pack(self.protect, encoded), encoded.grid.scales
+        elif high is not None:
+            self.high = high.to(low.dtype if isinstance(low, Tensor) else torch.bfloat16)
         self.bias = None if bias is None else bias.detach().clone()
 
     def low_weight(self) -> Tensor:
         """Decoded low weights [N, low], float32."""
         if self.format is None:
             return self.weight.float()
-        low = self.input.transform.low_width
-        codes = unpack_nibbles(self.codes, low) if self.format.code_bits == 4 else self.codes
-        return self.format.decode(Encoded(codes, Grid(self.scales)))
+        grid = Grid(self.scales, None, self.base)
+        return _unpack(self.format, self.codes, grid, self.input.transform.low_width)
+
+    def high_weight(self) -> Tensor | None:
+        """Decoded protected weights [N, r], float32; None where no coordinate is protected."""
+        if self.high is None:
+            return None
+        if self.protect is None:
+            return self.high.float()
+        assert self.high_scales is not None, "protected codes need scales"
+        return _unpack(self.protect, self.high, Grid(self.high_scales), self.input.transform.high)
 
     def forward(self, input: Tensor) -> Tensor:
         """`input` [..., K] -> [..., N] in its own dtype; computed in float32."""
         low, high = self.input(input)
         y = F.linear(low, self.low_weight())
-        if high is not None and self.high is not None:
-            y = y + F.linear(high, self.high.float())
+        protected = self.high_weight()
+        if high is not None and protected is not None:
+            y = y + F.linear(high, protected)
         if self.bias is not None:
             y = y + self.bias.float()
         return y.to(input.dtype)
@@ -206,12 +231,32 @@ class QuantLinear(_FixedDtype):
         return f"in={self.in_features}, out={self.out_features}, high={self.input.transform.high}, weight={weight}"
 
 
+def _allocate(fmt: Format, rows: int, width: int) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Empty codes, scales and base of an encoded matrix [rows, width], as they are stored."""
+    packed = fmt.code_bits == 4
+    codes = torch.empty(
+        rows, -(-width // 2) if packed else width, dtype=torch.uint8 if packed else fmt.code_dtype
+    )
+    scales = torch.empty(rows, fmt.num_groups(width), dtype=fmt.scale_dtype)
+    shapes = {"row": (rows, 1), "tensor": ()}
+    base = torch.empty(shapes[fmt.base_of]) if fmt.base_of else None
+    return codes, scales, base
+
+
+def _pack(fmt: Format, encoded: Encoded) -> Tensor:
+    return pack_nibbles(encoded.codes) if fmt.code_bits == 4 else encoded.codes
+
+
+def _unpack(fmt: Format, codes: Tensor, grid: Grid, width: int) -> Tensor:
+    return fmt.decode(Encoded(unpack_nibbles(codes, width) if fmt.code_bits == 4 else codes, grid))
+
+
 def build(
     spec: InputSpec, out_features: dict[str, int], transform: Transform | None = None
 ) -> dict[str, QuantLinear]:
     """Quantized layers, still empty, for the linears of one input: name -> layer."""
     transform = transform or transforms.from_dict(spec.transform)
-    source = QuantInput(transform, spec.act, readers=len(spec.members))
+    source = QuantInput(transform, spec.act, len(spec.members), spec.protect)
     return {
         name: QuantLinear(spec, out_features[name], source, owner=name == spec.members[0])
         for name in spec.members

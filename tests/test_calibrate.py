@@ -155,20 +155,20 @@ def single(batches: Iterator[tuple[Tensor]]) -> InputStatistics:
 
 def test_samples_are_bounded_and_every_batch_is_in_them_alike() -> None:
     found = single((torch.full((64, 2), float(index)),) for index in range(200))
-    assert found.sample.shape == (256, 2)
+    assert found.sample.shape == (512, 2)
     _, counts = found.sample[:, 0].unique(return_counts=True)
     halves = [int((found.sample[:, 0] < 100).sum()), int((found.sample[:, 0] >= 100).sum())]
     assert len(counts) >= 100
     assert int(counts.max()) <= 4
-    # 256 rows of 200 batches, evenly spaced: each half of the batches gives about half the rows.
-    assert min(halves) >= 120
+    # 512 rows of 200 batches, evenly spaced: each half of the batches gives about half the rows.
+    assert min(halves) >= 240
 
 
 @pytest.mark.parametrize("count", [1, 31, 33, 63, 64, 1000], ids=lambda count: f"{count}rows")
 def test_samples_are_spread_over_a_batch(count: int) -> None:
     found = single(iter([(torch.arange(count).float().reshape(-1, 1).expand(count, 2),)]))
     taken = found.sample[:, 0]
-    assert len(taken) == min(count, 32)
+    assert len(taken) == min(count, 64)
     assert float(taken[0]) == 0
     # Evenly spaced: no gap, the one at the end included, is over one row more than the even one.
     gaps = torch.cat([taken, torch.tensor([float(count)])]).diff()

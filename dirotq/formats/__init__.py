@@ -3,10 +3,14 @@
 from typing import Any
 
 from dirotq.formats.base import Encoded, Format, Grid
+from dirotq.formats.fp4 import FP4H, MXFP4, NVFP4
+from dirotq.formats.fp8 import FP8, FP8x2
 from dirotq.formats.integer import Integer
 from dirotq.formats.packing import pack_nibbles, unpack_nibbles
 
-_KINDS: dict[str, type[Format]] = {Integer.kind: Integer}
+_KINDS: dict[str, type[Format]] = {
+    kind.kind: kind for kind in (Integer, NVFP4, MXFP4, FP4H, FP8, FP8x2)
+}
 
 
 def from_dict(fields: dict[str, Any]) -> Format:
@@ -18,4 +22,17 @@ def from_dict(fields: dict[str, Any]) -> Format:
     return _KINDS[kind](**fields)
 
 
-__all__ = ["Encoded", "Format", "Grid", "Integer", "from_dict", "pack_nibbles", "unpack_nibbles"]
+__all__ = [
+    "FP4H",
+    "FP8",
+    "MXFP4",
+    "NVFP4",
+    "Encoded",
+    "FP8x2",
+    "Format",
+    "Grid",
+    "Integer",
+    "from_dict",
+    "pack_nibbles",
+    "unpack_nibbles",
+]

@@ -12,10 +12,34 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Grid:
-    """Scales, and zero points for asymmetric formats, of each group: both [..., G]."""
+    """What fixes a grid, in the dtypes that are stored.
+
+    scales: [..., G], one a group. zeros: zero points [..., G] of asymmetric formats. base: float32, the second level of
+    two-level formats: [..., 1] (one a row) or [] (one a tensor).
+    """
 
     scales: Tensor
     zeros: Tensor | None = None
+    base: Tensor | None = None
+
+    def rows(self, rows: slice) -> Grid:
+        """The grid of the given rows of a matrix."""
+        zeros, base = self.zeros, self.base
+        return Grid(
+            self.scales[rows],
+            None if zeros is None else zeros[rows],
+            base if base is None or base.ndim == 0 else base[rows],
+        )
+
+    def where(self, mask: Tensor, other: Grid) -> Grid:
+        """This grid's groups where `mask` [..., G] is True, the other's elsewhere; both have the same base."""
+        zeros = None
+        if self.zeros is not None and other.zeros is not None:
+            zeros = torch.where(mask, self.zeros, other.zeros)
+        # Bytes, because float8 tensors have no `where`.
+        mine, theirs = (_bytes(grid.scales) for grid in (self, other))
+        scales = torch.where(mask, mine, theirs).view(self.scales.dtype)
+        return Grid(scales, zeros, self.base)
 
 
 @dataclass(frozen=True)
@@ -27,10 +51,7 @@ class Encoded:
 
     def rows(self, rows: slice) -> Encoded:
         """The given rows of an encoded matrix."""
-        zeros = self.grid.zeros
-        return Encoded(
-            self.codes[rows], Grid(self.grid.scales[rows], None if zeros is None else zeros[rows])
-        )
+        return Encoded(self.codes[rows], self.grid.rows(rows))
 
 
 @dataclass(frozen=True)
@@ -44,16 +65,20 @@ class Format(ABC):
     kind: ClassVar[str]
 
     @abstractmethod
-    def fit(self, groups: Tensor) -> Grid:
-        """Choose the grid of `groups` [..., G, group]; every tensor of the result is [..., G]."""
+    def fit(self, groups: Tensor, base: Tensor | None = None) -> Grid:
+        """Choose the grid of `groups` [..., G, group], on a given `base` or, when None, its own."""
 
     @abstractmethod
-    def nearest(self, x: Tensor, scale: Tensor, zero: Tensor | None) -> Tensor:
-        """The nearest code of every element, as float32; `scale` and `zero` broadcast against `x`."""
+    def nearest(self, x: Tensor, step: Tensor, zero: Tensor | None) -> Tensor:
+        """The nearest code of every element, as float32; `step` and `zero` broadcast against `x`."""
 
     @abstractmethod
-    def values(self, codes: Tensor, scale: Tensor, zero: Tensor | None) -> Tensor:
+    def values(self, codes: Tensor, step: Tensor, zero: Tensor | None) -> Tensor:
         """Decode codes (integer or float32), elementwise, in float32: the one definition of what a code means."""
+
+    def step(self, grid: Grid) -> Tensor:
+        """What a code of 1 is worth in each group, float32 [..., G]."""
+        return grid.scales.float()
 
     @property
     @abstractmethod
@@ -70,31 +95,41 @@ class Format(ABC):
     def grid_bits(self) -> int:
         """Bits of one group's scale and zero point."""
 
-    def codes(self, x: Tensor, scale: Tensor, zero: Tensor | None) -> Tensor:
-        """`nearest` in the integer dtype of the format."""
-        return self.nearest(x, scale, zero).to(self.code_dtype)
+    @property
+    def scale_dtype(self) -> torch.dtype:
+        """Dtype of the stored scales."""
+        return torch.bfloat16
 
-    def grid(self, x: Tensor) -> Grid:
-        """Choose the grid of `x` [..., K]."""
-        return self.fit(self._groups(x))
+    @property
+    def base_of(self) -> str | None:
+        """What has a base of its own: a "row", the whole "tensor", or None where there is no base."""
+        return None
+
+    def codes(self, x: Tensor, step: Tensor, zero: Tensor | None) -> Tensor:
+        """`nearest` in the integer dtype of the format."""
+        return self.nearest(x, step, zero).to(self.code_dtype)
+
+    def grid(self, x: Tensor, base: Tensor | None = None) -> Grid:
+        """Choose the grid of `x` [..., K], on a given base where the format has one."""
+        return self.fit(self._groups(x), base)
 
     def encode(self, x: Tensor, grid: Grid | None = None) -> Encoded:
         """Round `x` [..., K] to the nearest codes on `grid` (its own when None)."""
         groups = self._groups(x)
         grid = grid or self.fit(groups)
-        codes = self.codes(groups, *_broadcast(grid))
+        codes = self.codes(groups, *self._broadcast(grid))
         return Encoded(codes.flatten(-2)[..., : x.shape[-1]], grid)
 
     def decode(self, encoded: Encoded) -> Tensor:
         """Float32 values [..., K] of `encoded`."""
-        values = self.values(self._groups(encoded.codes), *_broadcast(encoded.grid))
+        values = self.values(self._groups(encoded.codes), *self._broadcast(encoded.grid))
         return values.flatten(-2)[..., : encoded.codes.shape[-1]]
 
     def quantize(self, x: Tensor) -> Tensor:
         """`decode(encode(x))`, bitwise, without the detour over integers: `x` [..., K] in float32."""
         groups = self._groups(x)
-        scale, zero = _broadcast(self.fit(groups))
-        values = self.values(self.nearest(groups, scale, zero), scale, zero)
+        step, zero = self._broadcast(self.fit(groups))
+        values = self.values(self.nearest(groups, step, zero), step, zero)
         return values.flatten(-2)[..., : x.shape[-1]]
 
     def _groups(self, x: Tensor) -> Tensor:
@@ -110,16 +145,17 @@ class Format(ABC):
         return groups
 
     def expand(self, grid: Grid, width: int) -> tuple[Tensor, Tensor | None]:
-        """Scales and zero points [..., width], one for each value."""
+        """Steps and zero points [..., width], one for each value."""
         group = self.group or width
-        scale = grid.scales.repeat_interleave(group, dim=-1)[..., :width]
+        step = self.step(grid).repeat_interleave(group, dim=-1)[..., :width]
         if grid.zeros is None:
-            return scale, None
-        return scale, grid.zeros.repeat_interleave(group, dim=-1)[..., :width]
+            return step, None
+        return step, grid.zeros.repeat_interleave(group, dim=-1)[..., :width]
 
     def bits_per_value(self, width: int) -> float:
         """Bits a value of a row of `width` values, scales and zero points included."""
-        return self.code_bits + self.grid_bits * self.num_groups(width) / width
+        bases = 32 if self.base_of == "row" else 0  # a tensor's one base is nothing a value
+        return self.code_bits + (self.grid_bits * self.num_groups(width) + bases) / width
 
     def num_groups(self, width: int) -> int:
         """Groups in a row of `width` values."""
@@ -129,7 +165,10 @@ class Format(ABC):
         """JSON fields from which `dirotq.formats.from_dict` rebuilds the format."""
         return {"kind": self.kind, **asdict(self)}
 
+    def _broadcast(self, grid: Grid) -> tuple[Tensor, Tensor | None]:
+        """Steps and zero points [..., G, 1], to be used against [..., G, group]."""
+        return self.step(grid)[..., None], None if grid.zeros is None else grid.zeros[..., None]
 
-def _broadcast(grid: Grid) -> tuple[Tensor, Tensor | None]:
-    """Scales and zero points [..., G, 1], to be used against [..., G, group]."""
-    return grid.scales[..., None], None if grid.zeros is None else grid.zeros[..., None]
+
+def _bytes(x: Tensor) -> Tensor:
+    return x.view(torch.uint8) if x.element_size() == 1 else x

@@ -42,7 +42,7 @@ class Integer(Format):
                 f"integer format: symmetric={self.symmetric}, allowed are true and false"
             )
 
-    def fit(self, groups: Tensor) -> Grid:
+    def fit(self, groups: Tensor, base: Tensor | None = None) -> Grid:
         groups = groups.float()
         if self.symmetric:
             return Grid(_scale(groups.abs().amax(-1), self._high))
@@ -50,17 +50,17 @@ class Integer(Format):
         scales = _scale(high - low, self._high)
         return Grid(scales, (-low / scales.float()).bfloat16())
 
-    def nearest(self, x: Tensor, scale: Tensor, zero: Tensor | None) -> Tensor:
-        steps = x.float() / scale.float()
+    def nearest(self, x: Tensor, step: Tensor, zero: Tensor | None) -> Tensor:
+        steps = x.float() / step.float()
         if zero is not None:
             steps = steps + zero.float()
         return steps.round().clamp(self._low, self._high)
 
-    def values(self, codes: Tensor, scale: Tensor, zero: Tensor | None) -> Tensor:
+    def values(self, codes: Tensor, step: Tensor, zero: Tensor | None) -> Tensor:
         steps = codes.float()
         if zero is not None:
             steps = steps - zero.float()
-        return steps * scale.float()
+        return steps * step.float()
 
     @property
     def code_dtype(self) -> torch.dtype:

@@ -9,10 +9,10 @@ from torch import nn
 
 import dirotq
 from dirotq.config import config_folder
-from dirotq.formats import Integer, unpack_nibbles
 from dirotq.linear import QuantLinear
 from dirotq.quantize import Report, quantize, snr_db
 from dirotq.recipes import Recipe
+from tests.support.decode import decode
 from tests.support.plain import Mlp, bytes_of, outlier_rows
 
 WIDTH, HIDDEN, ROWS = 160, 96, 192
@@ -97,10 +97,8 @@ def test_packed_tensors_decode_to_the_simulated_weight(method: str, bits: str) -
         if fmt is None:
             assert layer.codes is None
             continue
-        assert isinstance(fmt, Integer)
-        codes = unpack_nibbles(layer.codes, width) if fmt.bits == 4 else layer.codes
-        scales = layer.scales.float().repeat_interleave(fmt.group or width, 1)[:, :width]
-        assert torch.equal(layer.low_weight(), codes.float() * scales)
+        expected = decode(fmt, layer.codes, layer.scales, layer.base, width)
+        assert torch.equal(layer.low_weight(), expected)
 
 
 @every_pair
