@@ -29,6 +29,7 @@ class InputStatistics:
     members: names of the linears that read it, in forward order.
     moment: XᵀX / n [K, K] float64, uncentred. absmax: [K] float32. rows: n, tokens seen.
     sample: [s, K] float32, rows spread evenly over the batches, for error estimates.
+    heads: attention heads whose outputs the input is made of, one after the other; 1 where it is none.
     """
 
     members: tuple[str, ...]
@@ -37,6 +38,7 @@ class InputStatistics:
     moment: Tensor = field(default_factory=lambda: torch.empty(0))
     absmax: Tensor = field(default_factory=lambda: torch.empty(0))
     sample: Tensor = field(default_factory=lambda: torch.empty(0))
+    heads: int = 1
 
     @property
     def name(self) -> str:

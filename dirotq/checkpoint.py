@@ -1,9 +1,9 @@
 """Save and load quantized models: safetensors and JSON, strict, no pickle.
 
 `config.json` holds `quantization_config`: layout version, tool version, recipe, calibration hash, the inputs with
-their transforms and formats (`dirotq.linear.InputSpec`), and a checksum of each quantized layer. The tensors are those
-of `dirotq.linear.QuantLinear`, row-major, under the layer's name. A diffusers model saved by `save_pretrained` has the
-same `quantization_config` and tensors.
+their transforms and formats (`dirotq.linear.InputSpec`), a checksum of each quantized layer, and, where layers were
+rewritten, `rewrites` (`dirotq.models.rewrite`). The tensors are those of `dirotq.linear.QuantLinear`, row-major, under
+the layer's name. A diffusers model saved by `save_pretrained` has the same `quantization_config` and tensors.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from dirotq import transforms
 from dirotq.atomic import atomic_directory
 from dirotq.linear import InputSpec, QuantLinear, build
+from dirotq.models import rewrite
 from dirotq.recipes import Recipe
 from dirotq.version import __version__
 
@@ -43,9 +44,10 @@ def describe(
     *,
     calibration: str,
     dtype: torch.dtype,
+    rewrites: rewrite.Record | None = None,
 ) -> None:
     """Attach to `model` the `quantization_config` that its checkpoints will carry."""
-    config = {
+    config: dict[str, Any] = {
         "quant_method": "dirotq",
         "layout_version": LAYOUT_VERSION,
         "tool_version": __version__,
@@ -55,6 +57,8 @@ def describe(
         "inputs": [layer.spec.to_dict() for layer in layers.values() if layer.spec is not None],
         "checksums": {name: checksum(layer) for name, layer in layers.items()},
     }
+    if rewrites:
+        config["rewrites"] = rewrites
     attach(model, config)
 
 
@@ -133,8 +137,7 @@ def load(model: nn.Module, path: Path | str) -> None:
         model.load_state_dict(tensors)
         verify(layers, config)
     except CheckpointError:
-        for name in layers:
-            model.set_submodule(name, originals[name])
+        rewrite.undo(model, originals)
         raise
     model.to(device)
     attach(model, config)
@@ -154,8 +157,18 @@ def _check_tensors(expected: Mapping[str, torch.Tensor], found: Mapping[str, tor
 def install(model: nn.Module, config: Mapping[str, Any] | None) -> dict[str, QuantLinear]:
     """Replace the linears that `config` names by empty quantized layers; returns them by name.
 
-    Raises CheckpointError for a missing or unknown configuration and for layers that are not in the model.
+    Rewrites the model first, as `config` says. Raises CheckpointError for a missing or unknown configuration and for
+    layers that are not in the model; the model is then as it was.
     """
+    originals = dict(model.named_modules())
+    try:
+        return _install(model, config)
+    except CheckpointError:
+        rewrite.undo(model, originals)
+        raise
+
+
+def _install(model: nn.Module, config: Mapping[str, Any] | None) -> dict[str, QuantLinear]:
     if not isinstance(config, Mapping) or config.get("quant_method") != "dirotq":
         raise CheckpointError("config.json has no quantization_config of dirotq")
     if config.get("layout_version") != LAYOUT_VERSION:
@@ -166,6 +179,10 @@ def install(model: nn.Module, config: Mapping[str, Any] | None) -> dict[str, Qua
     for key in ("inputs", "checksums"):
         if key not in config:
             raise CheckpointError(f"quantization_config: {key} is missing")
+    try:
+        rewrite.redo(model, config.get("rewrites", {}))
+    except ValueError as error:
+        raise CheckpointError(f"quantization_config: {error}") from error
     layers: dict[str, QuantLinear] = {}
     for fields in config["inputs"]:
         try:

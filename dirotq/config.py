@@ -28,7 +28,7 @@ from dirotq.rounding import GPTQOptions
 from dirotq.settings import CalibSettings, EvalSettings, ModelSettings, RuntimeSettings, typed
 
 VERSION_BASE = "1.3"
-METHOD_KEYS = ("rank", "basis", "rotation", "rounding", "seed")
+METHOD_KEYS = ("rank", "basis", "rotation", "protect", "rounding", "scale_search", "seed")
 _log = logging.getLogger(__name__)
 
 
@@ -147,7 +147,12 @@ def build_recipe(config: DictConfig) -> Recipe:
     patterns = config.weight_only
     if isinstance(patterns, ListConfig):
         patterns = list(patterns)
-    return Recipe(_method(config), bits, typed(patterns, tuple[str, ...], "weight_only"))
+    return Recipe(
+        _method(config),
+        bits,
+        typed(patterns, tuple[str, ...], "weight_only"),
+        _budget(config),
+    )
 
 
 def build_job(config: DictConfig) -> Job:
@@ -216,6 +221,19 @@ def _method(config: DictConfig) -> Method:
     checked = {key: typed(value, hints[key], key) for key, value in values.items()}
     built: Method = kind(**checked, gptq=options)
     return built
+
+
+def _budget(config: DictConfig) -> float | None:
+    budget: float | None = typed(config.budget, float | None, "budget")
+    kind: type[Method] = get_class(config.method["_target_"])
+    if budget is None:
+        return None
+    if config.rank is not None:
+        raise ValueError(f"budget={budget:g} chooses the rank, allowed is rank=null beside it")
+    if "rank" not in {field.name for field in fields(kind)}:
+        _log.warning("budget=%s: method %s has no use for it", budget, kind.name)
+        return None
+    return budget
 
 
 def _gptq(values: Any) -> GPTQOptions:

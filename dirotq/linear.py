@@ -182,7 +182,8 @@ class QuantLinear(_FixedDtype):
     def store(self, low: Encoded | Tensor, high: Tensor | None, bias: Tensor | None) -> None:
         """Take encoded (or, unquantized, plain) low weights [N, low], protected weights [N, r] and bias [N]."""
         if isinstance(low, Tensor):
-            self.weight = low.detach()
+            # Row-major, as a checkpoint holds them: other strides may be summed in another order.
+            self.weight = low.detach().contiguous()
         else:
             assert self.format is not None, "encoded weights need a format"
             self.codes = _pack(self.format, low)
@@ -191,7 +192,8 @@ class QuantLinear(_FixedDtype):
             encoded = self.protect.encode(high.float())
             self.high, self.high_scales = _pack(self.protect, encoded), encoded.grid.scales
         elif high is not None:
-            self.high = high.to(low.dtype if isinstance(low, Tensor) else torch.bfloat16)
+            dtype = low.dtype if isinstance(low, Tensor) else torch.bfloat16
+            self.high = high.to(dtype).contiguous()
         self.bias = None if bias is None else bias.detach().clone()
 
     def low_weight(self) -> Tensor:

@@ -12,12 +12,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dirotq import calibrate
+from dirotq import budget, calibrate
 from dirotq.calibrate import Batch, InputStatistics
 from dirotq.checkpoint import describe
+from dirotq.formats import Format
 from dirotq.linear import InputSpec, QuantLinear, build
-from dirotq.models import Layout, layout_of
+from dirotq.methods import Method
+from dirotq.models import Layout, layout_of, rewrite
 from dirotq.recipes import Recipe
+from dirotq.transforms import Identity
 
 Item = TypeVar("Item")
 Progress = Callable[[Sequence[Item]], Iterable[Item]]
@@ -69,35 +72,38 @@ def quantize(
     start = time.perf_counter()
     if not recipe.method.quantizes:
         return Report((), 16.0, 16.0, time.perf_counter() - start)
-    layout = _with_weight_only(layout or layout_of(model), recipe)
-    selected = layout.select(model)
-    if statistics is None:
-        statistics = calibrate.collect(model, selected, batches, strict=layout.strict)
-    replacements: dict[str, QuantLinear] = {}
-    reports: list[LayerReport] = []
-    for inputs in progress(statistics) if progress else statistics:
-        layers, rows = _quantize_input(
-            model, recipe, inputs, quantize_acts=_agree(inputs, selected)
+    layout = with_weight_only(layout or layout_of(model), recipe)
+    with rewrite.applied(model, layout, keep=True) as rewrites:
+        selected = layout.select(model)
+        if statistics is None:
+            statistics = calibrate.collect(model, selected, batches, strict=layout.strict)
+        replacements: dict[str, QuantLinear] = {}
+        reports: list[LayerReport] = []
+        for inputs in progress(statistics) if progress else statistics:
+            inputs = replace(inputs, heads=layout.heads_of(model, inputs.name))
+            layers, rows = _quantize_input(
+                model, recipe, inputs, quantize_acts=_agree(inputs, selected)
+            )
+            replacements.update(layers)
+            reports.extend(rows)
+        missing = sorted(set(selected) - set(replacements))
+        if missing and layout.strict:
+            raise ValueError(f"layer {missing[0]}: the calibration statistics do not cover it")
+        dtype = next(model.parameters()).dtype
+        for name, layer in replacements.items():
+            model.set_submodule(name, layer)
+        calibration = calibrate.fingerprint(statistics)
+        describe(
+            model, recipe, replacements, calibration=calibration, dtype=dtype, rewrites=rewrites
         )
-        replacements.update(layers)
-        reports.extend(rows)
-    missing = sorted(set(selected) - set(replacements))
-    if missing and layout.strict:
-        raise ValueError(f"layer {missing[0]}: the calibration statistics do not cover it")
-    dtype = next(model.parameters()).dtype
-    for name, layer in replacements.items():
-        model.set_submodule(name, layer)
-    calibration = calibrate.fingerprint(statistics)
-    describe(model, recipe, replacements, calibration=calibration, dtype=dtype)
     return _summary(reports, replacements, time.perf_counter() - start)
 
 
-def _with_weight_only(layout: Layout, recipe: Recipe) -> Layout:
-    return (
-        replace(layout, weight_only=layout.weight_only + recipe.weight_only)
-        if recipe.weight_only
-        else layout
-    )
+def with_weight_only(layout: Layout, recipe: Recipe) -> Layout:
+    """The layout with the recipe's patterns of linears whose activations stay at 16 bits."""
+    if not recipe.weight_only:
+        return layout
+    return replace(layout, weight_only=layout.weight_only + recipe.weight_only)
 
 
 def _agree(inputs: InputStatistics, selected: dict[str, bool]) -> bool:
@@ -119,22 +125,24 @@ def _quantize_input(
     linears = {name: model.get_submodule(name) for name in inputs.members}
     weights = [_weight(name, linear, inputs) for name, linear in linears.items()]
     stacked = torch.cat(weights)
-    act = recipe.bits.act if quantize_acts else None
-    transform = recipe.method.transform(inputs, weights, recipe.bits.weight, act)
+    fmt, act = recipe.bits.weight, recipe.bits.act if quantize_acts else None
+    rows_of = {name: w.shape[0] for name, w in zip(linears, weights, strict=True)}
+    # Weight-only linears have nothing to protect or smooth: the authors of all methods leave their inputs alone.
+    plain = recipe.bits.act is not None and act is None
+    method = recipe.method if plain else _method(recipe, inputs, rows_of, act)
+    transform = Identity(inputs.width) if plain else method.transform(inputs, weights, fmt, act)
     transform = transform.to(stacked.device)
     moment = inputs.moment.to(stacked.device)
     low, high = transform.fold(stacked)
     fallback = False
-    spec = InputSpec(inputs.members, transform.to_dict(), recipe.bits.weight, act)
-    layers = build(
-        spec, {name: w.shape[0] for name, w in zip(linears, weights, strict=True)}, transform
-    )
+    protect = method.protect_format if transform.high and fmt is not None else None
+    spec = InputSpec(inputs.members, transform.to_dict(), fmt, act, protect)
+    layers = build(spec, rows_of, transform)
     encoded = None
-    if recipe.bits.weight is not None:
-        needs = recipe.method.rounding == "gptq"
+    if fmt is not None:
+        needs = method.rounding == "gptq" or method.scale_search
         low_moment = transform.low_moment(moment) if needs else None
-        mean = float(moment.diagonal().mean())
-        encoded, fallback = recipe.method.round(low, low_moment, recipe.bits.weight, mean)
+        encoded, fallback = method.round(low, low_moment, fmt, float(moment.diagonal().mean()))
     row = 0
     for (name, layer), weight in zip(layers.items(), weights, strict=True):
         rows = slice(row, row + weight.shape[0])
@@ -152,6 +160,17 @@ def _quantize_input(
         )
     ]
     return layers, reports
+
+
+def _method(
+    recipe: Recipe, inputs: InputStatistics, out_features: dict[str, int], act: Format | None
+) -> Method:
+    """The recipe's method, at the rank that its budget leaves for this input."""
+    if recipe.budget is None or recipe.bits.weight is None:
+        return recipe.method
+    return budget.within(
+        recipe.method, inputs.width, out_features, recipe.bits.weight, act, recipe.budget
+    )
 
 
 def _weight(name: str, linear: nn.Module, inputs: InputStatistics) -> Tensor:
@@ -205,10 +224,10 @@ def _summary(reports: list[LayerReport], layers: dict[str, QuantLinear], seconds
     values = sum(layer.in_features for layer in owners)
     act_bits = 0.0
     for layer in owners:
-        low, act = layer.input.transform.low_width, layer.input.act
-        act_bits += 16.0 * layer.input.transform.high + low * (
-            act.bits_per_value(low) if act else 16.0
-        )
+        low, high = layer.input.transform.low_width, layer.input.transform.high
+        act, protect = layer.input.act, layer.input.protect
+        act_bits += low * (act.bits_per_value(low) if act else 16.0)
+        act_bits += high * (protect.bits_per_value(high) if protect and act else 16.0)
     return Report(tuple(reports), stored / weights, act_bits / values, seconds)
 
 

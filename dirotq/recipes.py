@@ -25,13 +25,19 @@ class Bits:
 
 @dataclass(frozen=True)
 class Recipe:
-    """method: how. bits: to what. weight_only: patterns of linears whose activations stay at 16 bits."""
+    """method: how. bits: to what. weight_only: patterns of linears whose activations stay at 16 bits.
+    budget: effective bits a weight that no input's linears may exceed; in place of the method's rank, the largest rank
+        that keeps to it is chosen for each input.
+    """
 
     method: Method
     bits: Bits
     weight_only: tuple[str, ...] = ()
+    budget: float | None = None
 
     def __post_init__(self) -> None:
+        if self.budget is not None and not 0 < self.budget <= 64:
+            raise ValueError(f"budget={self.budget:g}, allowed are numbers above 0 up to 64")
         for pattern in self.weight_only:
             try:
                 re.compile(pattern)
@@ -49,4 +55,5 @@ class Recipe:
             "weight": weight.to_dict() if weight else None,
             "act": act.to_dict() if act else None,
             "weight_only": list(self.weight_only),
+            "budget": self.budget,
         }

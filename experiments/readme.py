@@ -52,16 +52,26 @@ def table() -> str:
 def _row(result: Result) -> list[str]:
     bits = result["effective_bits"]
     metrics = result["metrics"]
-    method = result["method"]
-    if result["rank"]:
-        method += f", {result['rotation']} rotation, rank {result['rank']}"
     shown = [_cell(metrics[name], digits) for _, name, digits in COLUMNS]
     return [
-        method,
+        _label(result),
         str(result["rounding"]),
         f"{bits['weight']:.2f} / {bits['activation']:.2f}",
         *shown,
     ]
+
+
+def _label(result: Result) -> str:
+    """The method, and those of its settings that tell rows apart."""
+    settings = {
+        "{} rotation": result["rotation"],
+        "{} basis": result["basis"] if result["basis"] != "pca" else None,
+        "rank {}": result["rank"],
+        "{} protected": result.get("protect") if result.get("protect") != "bf16" else None,
+        "at most {:g} bits": result.get("budget"),
+    }
+    said = [text.format(value) for text, value in settings.items() if value]
+    return ", ".join([result["method"], *said])
 
 
 def _cell(metric: Metric, digits: int) -> str:

@@ -117,7 +117,7 @@ TENSOR_DAMAGE = [
     pytest.param(flip("down.codes"), "layer down: checksum mismatch", id="flipped-code"),
     pytest.param(flip("up.scales"), "layer up: checksum mismatch", id="flipped-scale"),
     pytest.param(
-        flip("gate.input.transform.basis"), "layer gate: checksum mismatch", id="flipped-basis"
+        flip("gate.input.transform.subspace"), "layer gate: checksum mismatch", id="flipped-basis"
     ),
 ]
 

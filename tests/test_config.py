@@ -78,7 +78,10 @@ def test_recipes_are_frozen_and_comparable() -> None:
 BAD = [
     ("method=magic", "method=magic: unknown, allowed are .*dirotq.*fp16.*rtn"),
     ("bits=w3", "bits=w3: unknown, allowed are .*w4a4_int4"),
-    ("model=dalle", "model=dalle: unknown, allowed are emoji, folder"),
+    (
+        "model=dalle",
+        "model=dalle: unknown, allowed are emoji, flux-dev, flux-schnell, folder, pixart-sigma, sana-1.6b",
+    ),
     ("eval=huge", "eval=huge: unknown, allowed are full, quick, standard"),
     ("model=folder", "model.path must be given"),
     ("rnak=3", "rnak"),

@@ -149,9 +149,10 @@ class FP4H(_FP4):
     """FP4 for GPUs with FP8 but no 4-bit tensor cores: code x group scale is exact in E4M3.
 
     Group scales are 2^e (e from -8 to 6) or 1.5 x 2^e (e from -7 to 5), over one float32 base a row,
-    base = row absmax / 384. A code times such a scale has at most four significant bits and lies between 2^-9 and 384, so it is an E4M3
-    number, and one FP8 product with row scales computes the 4-bit product without a per-group epilogue. Of the scales
-    around group absmax / 6 the one of least squared error is chosen. Stored: 2 (e + 8), plus 1 for 1.5.
+    base = row absmax / 384. A code times such a scale has at most four significant bits and lies between 2^-9 and 384,
+    so it is an E4M3 number, and one FP8 product with row scales computes the 4-bit product without a per-group
+    epilogue. Of the scales around group absmax / 6 the one of least squared error is chosen. Stored: 2 (e + 8), plus 1
+    for 1.5.
     """
 
     kind: ClassVar[str] = "fp4h"

@@ -87,6 +87,8 @@ class Result(TypedDict):
     command: NotRequired[str]
     config: NotRequired[str]
     prompts: NotRequired[Prompts]
+    protect: NotRequired[str | None]
+    budget: NotRequired[float | None]
 
 
 def metric(estimate: Estimate) -> Metric:

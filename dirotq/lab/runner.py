@@ -159,14 +159,17 @@ def _result(
     seconds: dict[str, float],
 ) -> Result:
     job, method = stages.job, stages.job.recipe.method
-    rank = getattr(method, "rank", None)
+    budget = job.recipe.budget
+    rank = getattr(method, "rank", None) if budget is None else None
     return Result(
         schema=1,
         model=job.model.name,
         method=method.name,
         bits=_bits(job),
         rank=int(rank) if rank is not None and rank >= 1 else rank,
+        budget=budget,
         basis=getattr(method, "basis", None),
+        protect=getattr(method, "protect", None),
         rotation=getattr(method, "rotation", None),
         rounding=method.rounding if method.quantizes else None,
         seed=job.seed,

@@ -33,10 +33,10 @@ from dirotq.config import Job
 from dirotq.lab.cache import Cache
 from dirotq.lab.progress import bar, track
 from dirotq.metrics.sentinels import degenerate
-from dirotq.models import layout_of
+from dirotq.models import layout_of, rewrite
 from dirotq.pipeline import Pipeline, fingerprint, to_uint8
 from dirotq.prompts import Prompt, load_prompts
-from dirotq.quantize import LayerReport, Report, quantize
+from dirotq.quantize import LayerReport, Report, quantize, with_weight_only
 from dirotq.records import load_call, save_call
 
 SOURCE = Path(dirotq.__file__).parent
@@ -73,9 +73,10 @@ class Stages:
         """Ask the method about every width now: after the calibration is late to learn of a bad rank."""
         model, recipe = self.pipeline.transformer, self.job.recipe
         if recipe.method.quantizes:
-            for name in layout_of(model).select(model):
-                weight = model.get_submodule(name).get_parameter("weight")
-                recipe.method.check_width(weight.shape[1], recipe.bits.act)
+            with rewrite.applied(model, layout := layout_of(model)):
+                for name in layout.select(model):
+                    weight = model.get_submodule(name).get_parameter("weight")
+                    recipe.method.check_width(weight.shape[1], recipe.bits.act)
 
     def reference_images(self) -> Tensor:
         """uint8 [B, H, W, 3]: the 16-bit model's images of the evaluation prompts."""
@@ -106,11 +107,11 @@ class Stages:
         """Statistics of every distinct input of the layout's linears."""
 
         def build(folder: Path) -> None:
-            paths = sorted(self.records().glob("*.safetensors"))
+            calls = self._calls(sorted(self.records().glob("*.safetensors")))
             model = self.pipeline.transformer
             layout = layout_of(model)
-            names = list(layout.select(model))
-            found = calibrate.collect(model, names, self._calls(paths), strict=layout.strict)
+            with rewrite.applied(model, layout):
+                found = calibrate.collect(model, layout.select(model), calls, strict=layout.strict)
             _save_statistics(found, folder)
 
         return _load_statistics(self._stage("statistics", self._statistics_fields(), build))
@@ -204,6 +205,7 @@ class Stages:
             "transforms",
             "rounding",
             "methods",
+            "budget.py",
             "quantize.py",
             "linear.py",
             "checkpoint.py",
@@ -267,15 +269,14 @@ def _save_statistics(statistics: Sequence[InputStatistics], folder: Path) -> Non
 def _load_statistics(folder: Path) -> list[InputStatistics]:
     tensors = load_file(folder / "statistics.safetensors")
     entries = json.loads((folder / "inputs.json").read_text())
-    return [
-        InputStatistics(
-            tuple(entry["members"]),
-            entry["width"],
-            entry["rows"],
-            **{name: tensors[f"{index:05d}/{name}"] for name in ("moment", "absmax", "sample")},
+    found = []
+    for index, entry in enumerate(entries):
+        moment, absmax, sample = (
+            tensors[f"{index:05d}/{name}"] for name in ("moment", "absmax", "sample")
         )
-        for index, entry in enumerate(entries)
-    ]
+        members, width, rows = tuple(entry["members"]), entry["width"], entry["rows"]
+        found.append(InputStatistics(members, width, rows, moment, absmax, sample))
+    return found
 
 
 def _finite(value: Any) -> Any:

@@ -3,6 +3,9 @@
 from dirotq.methods.base import Method
 from dirotq.methods.dirotq import DiRotQ
 from dirotq.methods.fp16 import FP16
+from dirotq.methods.rotation import Rotation
 from dirotq.methods.rtn import RTN
+from dirotq.methods.smoothquant import SmoothQuant
+from dirotq.methods.svdquant import SVDQuant
 
-__all__ = ["FP16", "RTN", "DiRotQ", "Method"]
+__all__ = ["FP16", "RTN", "DiRotQ", "Method", "Rotation", "SVDQuant", "SmoothQuant"]

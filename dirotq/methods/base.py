@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dirotq.calibrate import InputStatistics
 from dirotq.formats import Encoded, Format
-from dirotq.rounding import GPTQOptions, gptq, round_to_nearest
+from dirotq.rounding import GPTQOptions, gptq, round_to_nearest, search_grid
 from dirotq.transforms import Identity, Transform
 
 ROUNDINGS = ("rtn", "gptq")
@@ -23,11 +23,14 @@ ROUNDINGS = ("rtn", "gptq")
 
 @dataclass(frozen=True)
 class Method(ABC):
-    """rounding: "rtn" or "gptq". seed: of every random choice. gptq: options of GPTQ, read only with it."""
+    """rounding: "rtn" or "gptq". seed: of every random choice. gptq: options of GPTQ, read only with it.
+    scale_search: whether the weight's scales are searched before either rounding.
+    """
 
     rounding: str = "rtn"
     seed: int = 0
     gptq: GPTQOptions = field(default_factory=GPTQOptions)
+    scale_search: bool = False
 
     name: ClassVar[str]
     quantizes: ClassVar[bool] = True
@@ -53,6 +56,15 @@ class Method(ABC):
         fmt, act: formats of the low weights and of the low input; None where they are not quantized.
         """
 
+    def blank(self, width: int, act: Format | None) -> Transform:
+        """An empty transform of the kind and shape that `transform` gives, to count what it stores."""
+        return Identity(width)
+
+    @property
+    def protect_format(self) -> Format | None:
+        """Format of the protected branch on both sides; None is bfloat16."""
+        return None
+
     def check_width(self, width: int, act: Format | None) -> None:  # noqa: B027 - most fit any width
         """Raise ValueError if the method's settings do not fit an input of this width."""
 
@@ -63,11 +75,13 @@ class Method(ABC):
 
         moment: second moment [low, low] of the low input; mean: mean diagonal of the whole input's moment.
         """
+        diagonal = None if moment is None else moment.diagonal()
+        grid = search_grid(weight, fmt, diagonal) if self.scale_search else None
         if self.rounding == "gptq" and moment is not None:
-            encoded = gptq(weight, moment, fmt, mean=mean, options=self.gptq)
+            encoded = gptq(weight, moment, fmt, mean=mean, grid=grid, options=self.gptq)
             if encoded is not None:
                 return encoded, False
-        return round_to_nearest(weight, fmt), self.rounding == "gptq"
+        return round_to_nearest(weight, fmt, grid), self.rounding == "gptq"
 
     def generator(self, name: str) -> torch.Generator:
         """Random generator for the input `name`: it depends on the seed and the name, not on the order of work."""

@@ -6,11 +6,14 @@ block with H_low = (BᵀHB)[low, low], one per cent damping, act-order, blocks o
 Changed, each a defect of the authors' code or of its settings:
 - k is fixed first, and R_low built for K - k. Theirs widens the protected tail after R was built, so that some
   protected directions are random ones.
-- every distinct input has a basis and a mixing of its own, and the basis at an attention output comes from the tensor
-  that is quantized there, not from the value projection.
+- every distinct input has a basis and a mixing of its own, and the bases at an attention output (with rotation=dense
+  one a head, as theirs) come from the tensor that is quantized there, not from the value projection. The low
+  coordinates of all heads are grouped as everywhere; theirs have a group a head, of odd size.
 - statistics belong to the input they were taken from, under the settings of deployment; no hash of counts.
 - damping is relative to the low block's own mean, which the factorization in float64 allows. One per cent of the
   full mean, theirs, can exceed the low block's whole diagonal; `gptq_reference=full` is theirs.
+Ours: rotation=compact, the default, separates the same subspace at a fraction of the cost; basis=joint also looks at
+the weight; protect=int8 and fp8x2 store and multiply the protected coordinates in fewer bits or on FP8 units.
 """
 
 from __future__ import annotations
@@ -23,12 +26,26 @@ import torch
 from torch import Tensor
 
 from dirotq.calibrate import InputStatistics
-from dirotq.formats import Encoded, Format
+from dirotq.formats import Encoded, Format, FP8x2, Integer
 from dirotq.methods.base import Method
-from dirotq.transforms import Compact, Dense, Transform, eigenbasis, random_orthogonal
+from dirotq.transforms import (
+    Compact,
+    Dense,
+    Heads,
+    Transform,
+    eigenbasis,
+    joint_subspace,
+    random_orthogonal,
+    top_subspace,
+)
 
-BASES = ("pca", "random", "identity")
-ROTATIONS = ("dense", "compact", "none")
+BASES = ("pca", "joint", "random", "identity")
+PROTECTS: dict[str, Format | None] = {
+    "bf16": None,
+    "int8": Integer(group=None, bits=8),
+    "fp8x2": FP8x2(group=None),
+}
+ROTATIONS = ("compact", "dense", "none")
 REFERENCES = ("low", "full")
 
 
@@ -36,19 +53,25 @@ REFERENCES = ("low", "full")
 class DiRotQ(Method):
     """rank: protected coordinates; an integer, or a fraction of the width below 1, which is rounded up to the
         activation group as in the paper.
-    basis: "pca", or for ablation "random" (a random subspace) and "identity" (the channels of largest moment).
-    rotation: "dense" mixes the low coordinates by a random orthogonal matrix (the paper), "none" leaves them unmixed
-        in the eigenbasis, "compact" separates the same subspace by a block reflector and mixes the rest by random signs
-        and a block Hadamard of size `block`: O(K r) operations and numbers instead of O(K²).
+    basis: "pca"; "joint", which also leaves little of the weight's energy to quantize; or for ablation "random" (a
+        random subspace) and "identity" (the channels of largest moment).
+    rotation: "compact" separates the subspace by a block reflector and mixes the rest by random signs and a block
+        Hadamard of size `block`: O(K r) operations and numbers instead of O(K²). "dense" mixes the low coordinates by a
+        random orthogonal matrix (the paper), "none" leaves them unmixed in the eigenbasis.
+    protect: the protected coordinates on both sides: "bf16" (the paper), "int8" (per token, per output channel) or
+        "fp8x2", the sum of two E4M3 numbers.
+    per_head: with rotation=dense, a basis for each head at attention outputs, as in the paper.
     gptq_reference: whose mean diagonal the damping refers to, "low" block or "full" input.
     """
 
     rounding: str = "gptq"
     rank: float = 0.125
     basis: str = "pca"
-    rotation: str = "dense"
+    rotation: str = "compact"
+    protect: str = "bf16"
     block: int = 64
     gptq_reference: str = "low"
+    per_head: bool = True
 
     name: ClassVar[str] = "dirotq"
 
@@ -61,12 +84,16 @@ class DiRotQ(Method):
         for key, allowed in (
             ("basis", BASES),
             ("rotation", ROTATIONS),
+            ("protect", tuple(PROTECTS)),
             ("gptq_reference", REFERENCES),
         ):
             if getattr(self, key) not in allowed:
                 raise ValueError(f"{key}={getattr(self, key)}, allowed are {', '.join(allowed)}")
         if self.block < 1 or self.block & (self.block - 1):
             raise ValueError(f"block={self.block}, allowed are powers of two")
+
+    def check_width(self, width: int, act: Format | None) -> None:
+        self.coordinates(width, act)
 
     def coordinates(self, width: int, act: Format | None) -> int:
         """Protected coordinates of an input of `width`; raises ValueError unless fewer than the width."""
@@ -89,15 +116,28 @@ class DiRotQ(Method):
         high = self.coordinates(inputs.width, act)
         low = inputs.width - high
         generator = self.generator(inputs.name)
-        basis = self._basis(inputs.moment, generator)
+        if self.rotation == "dense" and self.per_head and inputs.heads > 1 and self.basis == "pca":
+            return self._heads(inputs, high, generator)
         if self.rotation == "compact":
+            subspace = self._subspace(inputs.moment, weights, high, generator)
             signs = torch.randint(0, 2, (low,), generator=generator) * 2 - 1
-            return Compact(inputs.width, high, self.block, basis[:, low:], signs)
+            return Compact(inputs.width, high, self.block, subspace, signs)
+        basis = self._basis(inputs.moment, weights, high, generator)
         if self.rotation == "dense":
             basis = torch.cat(
                 [basis[:, :low] @ random_orthogonal(low, generator), basis[:, low:]], dim=1
             )
         return Dense(inputs.width, high, basis)
+
+    def blank(self, width: int, act: Format | None) -> Transform:
+        high = self.coordinates(width, act)
+        return (
+            Compact(width, high, self.block) if self.rotation == "compact" else Dense(width, high)
+        )
+
+    @property
+    def protect_format(self) -> Format | None:
+        return PROTECTS[self.protect]
 
     def round(
         self, weight: Tensor, moment: Tensor | None, fmt: Format, mean: float
@@ -106,10 +146,43 @@ class DiRotQ(Method):
             mean = float(moment.diagonal().mean())
         return super().round(weight, moment, fmt, mean)
 
-    def _basis(self, moment: Tensor, generator: torch.Generator) -> Tensor:
+    def _subspace(
+        self, moment: Tensor, weights: list[Tensor], high: int, generator: torch.Generator
+    ) -> Tensor:
+        """Orthonormal columns [K, high] to protect."""
+        if self.basis == "pca":
+            return top_subspace(moment, high, generator)
+        if self.basis == "joint":
+            return joint_subspace(moment, torch.cat(weights).cpu(), high, generator)
+        return self._basis(moment, weights, high, generator)[:, -high:]
+
+    def _basis(
+        self, moment: Tensor, weights: list[Tensor], high: int, generator: torch.Generator
+    ) -> Tensor:
+        """Orthogonal [K, K]; the last `high` columns are to be protected."""
+        width = moment.shape[0]
         if self.basis == "pca":
             return eigenbasis(moment)[1]
         if self.basis == "random":
-            return random_orthogonal(moment.shape[0], generator)
+            return random_orthogonal(width, generator)
+        if self.basis == "joint":
+            subspace = joint_subspace(moment, torch.cat(weights).cpu(), high, generator)
+            rest = torch.eye(width, dtype=torch.float64) - subspace @ subspace.T
+            outside = eigenbasis(rest)[1][:, high:]
+            within = eigenbasis(outside.T @ moment.double() @ outside)[1]
+            return torch.cat([outside @ within, subspace], dim=1)
         order = torch.argsort(moment.diagonal(), stable=True)
-        return torch.eye(moment.shape[0], dtype=torch.float64)[:, order]
+        return torch.eye(width, dtype=torch.float64)[:, order]
+
+    def _heads(self, inputs: InputStatistics, high: int, generator: torch.Generator) -> Transform:
+        """A basis a head; the protected coordinates are spread evenly, as in the paper without rounding to groups."""
+        size = inputs.width // inputs.heads
+        share = self.rank * size if self.rank < 1 else high / inputs.heads
+        kept = min(size - 1, max(1, round(share)))
+        mixing = random_orthogonal(size - kept, generator)
+        bases = []
+        for head in range(inputs.heads):
+            part = slice(head * size, (head + 1) * size)
+            basis = eigenbasis(inputs.moment[part, part])[1]
+            bases.append(torch.cat([basis[:, :-kept] @ mixing, basis[:, -kept:]], dim=1))
+        return Heads(inputs.width, kept * inputs.heads, inputs.heads, torch.stack(bases))

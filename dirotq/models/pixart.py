@@ -20,4 +20,5 @@ LAYOUT = Layout(
         _BLOCK + r"ff\.net\.0\.proj",
         _BLOCK + r"ff\.net\.2",
     ),
+    heads=((r"(.*\.attn[12])\.to_out\.0", r"\1"),),
 )

@@ -1,10 +1,18 @@
 """GPTQ (Frantar et al., arXiv 2210.17323) on the decode grid of any format.
 
-Followed: columns in order of falling Hessian diagonal (act-order), the grid of every group fixed from the
-original weight (static groups), lazy updates in blocks of 128 columns, the upper Cholesky factor of the inverse.
-Changed: the factor is computed in float64, and the caller may name the mean that the damping is relative to. On the
-rotated low block of DiRotQ the diagonal is orders of magnitude below that of the full Hessian: in float32 it can only
-be factored when damped relative to the full mean, in float64 its own mean will do.
+Followed: columns in order of falling Hessian diagonal (act-order), the grid of every group fixed from the original
+weight (static groups), lazy updates in blocks of 128 columns.
+Changed:
+- In place of the Cholesky factor of the inverse, that of the moment itself: with H = V Vᵀ, V upper triangular, the
+  error e H eᵀ is |e V|², whose j-th term depends on the columns up to j only. The target of column j that makes its
+  term vanish is w_j + Σ_i<j e_i V_ij / V_jj. It is GPTQ's (arXiv 2507.18553), with one factorization and no inverse.
+- All but the formats' own arithmetic is in float64. The diagonal of DiRotQ's rotated low block is orders of magnitude
+  below that of the full Hessian, and in float32 it can only be factored when damped relative to the full mean. And the
+  order of summation, which blocks and devices change, turns a code only within some 1e-15 of a tie.
+- The caller may name the mean that the damping is relative to.
+- A row keeps its nearest codes where they are better. GPTQ is greedy: every column's error is made good by those after
+  it, and the last ones, or clipped ones, can end with more than was saved; and what it lessens is the damped error.
+  Rows do not depend on each other, so the better one of two can be chosen for each, and no row is worse than nearest.
 """
 
 from __future__ import annotations
@@ -15,7 +23,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dirotq.formats import Encoded, Format
+from dirotq.formats import Encoded, Format, Grid
 
 
 @dataclass(frozen=True)
@@ -42,49 +50,57 @@ def gptq(
     fmt: Format,
     *,
     mean: float | None = None,
+    grid: Grid | None = None,
     options: GPTQOptions | None = None,
 ) -> Encoded | None:
-    """Round `weight` [N, K] so that the error weighted by `moment` [K, K] is small.
+    """Round `weight` [N, K], of any float dtype, so that the error e H eᵀ of every row e is small.
 
-    moment: second moment of the layer's input; any positive multiple gives the same codes.
-    mean: reference for the damping; the mean of the moment's diagonal when None.
+    moment: second moment H [K, K] of the layer's input; any positive multiple gives the same codes.
+    mean: reference for the damping; the mean of the moment's diagonal, without zeros, when None.
+    grid: to round on; the format's own when None. No row has a larger error than its nearest codes on this grid.
+    Inputs that are always zero (a zero on the diagonal) get the codes nearest to zero: no error there matters.
     Returns None when the damped moment cannot be factored even after all retries; the caller then falls back to
-    rounding to nearest and must report it.
+    rounding to nearest and must report it. Raises ValueError when the shapes do not fit.
     """
+    width = weight.shape[-1]
+    if weight.ndim != 2 or moment.shape != (width, width):
+        raise ValueError(
+            f"gptq: weight {tuple(weight.shape)} and moment {tuple(moment.shape)}, expected [N, K] and [K, K]"
+        )
     options = options or GPTQOptions()
-    moment = moment.double().clone()
-    dead = moment.diagonal() == 0
-    moment.diagonal()[dead] = 1.0
-    order = torch.argsort(moment.diagonal(), descending=True, stable=True)
-    reference = (
-        float(moment.diagonal()[~dead].mean())
-        if mean is None and not bool(dead.all())
-        else (mean or 1.0)
-    )
-    factor = _inverse_factor(moment[order][:, order], options.damping * reference, options.retries)
-    if factor is None:
+    moment = moment.double()
+    diagonal = moment.diagonal()
+    dead = diagonal == 0
+    if mean is None:
+        mean = 1.0 if bool(dead.all()) else float(diagonal[~dead].mean())
+    order = torch.argsort(diagonal, descending=True, stable=True)
+    feedback = _feedback(moment[order][:, order], options.damping * mean, options.retries)
+    if feedback is None:
         return None
-    grid = fmt.grid(weight.float())
-    scale, zero = fmt.expand(grid, weight.shape[1])
-    rows = weight.to(factor.dtype).T[order].contiguous()
-    rows[dead[order]] = 0.0
-    zero = None if zero is None else zero.T[order].contiguous()
-    codes = _round_rows(rows, factor, fmt, scale.T[order].contiguous(), zero, options.block)
-    return Encoded(codes[torch.argsort(order)].T.contiguous(), grid)
+    if grid is None:
+        grid = fmt.grid(weight.float())
+    alive = weight.double().masked_fill(dead, 0.0)
+    step, zero = (
+        None if part is None else part.T[order].contiguous() for part in fmt.expand(grid, width)
+    )
+    assert step is not None
+    columns = alive.T[order].contiguous()
+    codes = _round_columns(columns, feedback, fmt, step, zero, options.block)
+    found = Encoded(codes[torch.argsort(order)].T.contiguous(), grid)
+    return _better_rows(alive, moment, fmt, found, fmt.encode(alive.float(), grid))
 
 
-def _inverse_factor(moment: Tensor, damping: float, retries: int) -> Tensor | None:
-    """Upper Cholesky factor of the inverse of the damped moment, float32 on success."""
+def _feedback(moment: Tensor, damping: float, retries: int) -> Tensor | None:
+    """V_ij / V_jj of the damped moment V Vᵀ, V upper triangular [K, K]; `moment` is overwritten."""
+    diagonal = moment.diagonal().clone()
+    dead = diagonal == 0
     for attempt in range(retries + 1):
-        damped = moment.clone()
-        damped.diagonal().add_(damping * 2.0**attempt)
-        lower, failed = torch.linalg.cholesky_ex(damped)
-        if int(failed):
-            continue
-        upper: Tensor
-        upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
-        if not int(failed) and bool(torch.isfinite(upper).all()):
-            return upper.float()
+        # A dead column is coupled to no other: any positive number will do.
+        moment.diagonal().copy_((diagonal + damping * 2.0**attempt).masked_fill(dead, 1.0))
+        lower, failed = torch.linalg.cholesky_ex(moment.flip(0, 1))
+        if not int(failed) and bool(torch.isfinite(lower).all()):
+            upper: Tensor = lower.flip(0, 1)
+            return upper / upper.diagonal()
     return None
 
 
@@ -93,19 +109,29 @@ def _blocks(width: int, size: int) -> Iterator[tuple[int, int]]:
         yield start, min(start + size, width)
 
 
-def _round_rows(
-    rows: Tensor, factor: Tensor, fmt: Format, scale: Tensor, zero: Tensor | None, size: int
+def _round_columns(
+    columns: Tensor, feedback: Tensor, fmt: Format, step: Tensor, zero: Tensor | None, size: int
 ) -> Tensor:
-    """Codes [K, N] of `rows`, the weight's columns, which change in place as errors are passed on."""
+    """Codes [K, N] of `columns`, the weight's; step and zero: [K, N]."""
+    targets = columns.clone()
     codes = []
-    for start, stop in _blocks(rows.shape[0], size):
-        errors = torch.empty_like(rows[start:stop])
+    for start, stop in _blocks(columns.shape[0], size):
+        errors = torch.empty_like(columns[start:stop])
         for j in range(start, stop):
-            row_zero = None if zero is None else zero[j]
-            code = fmt.codes(rows[j], scale[j], row_zero)
-            error = (rows[j] - fmt.values(code, scale[j], row_zero)) / factor[j, j]
-            rows[j + 1 : stop].addr_(factor[j, j + 1 : stop], error, alpha=-1)
-            errors[j - start] = error
+            column_zero = None if zero is None else zero[j]
+            code = fmt.codes(targets[j], step[j], column_zero)
+            errors[j - start] = columns[j] - fmt.values(code, step[j], column_zero)
+            targets[j + 1 : stop].addr_(feedback[j, j + 1 : stop], errors[j - start])
             codes.append(code)
-        rows[stop:].addmm_(factor[start:stop, stop:].T, errors, alpha=-1)
+        targets[stop:].addmm_(feedback[start:stop, stop:].T, errors)
     return torch.stack(codes)
+
+
+def _better_rows(
+    weight: Tensor, moment: Tensor, fmt: Format, found: Encoded, nearest: Encoded
+) -> Encoded:
+    """The rows of `found` whose error e H eᵀ is not above that of `nearest`, and the nearest others; all in float64."""
+    first, second = fmt.decode(found).double(), fmt.decode(nearest).double()
+    # (a - b) H (a + b)ᵀ = a H aᵀ - b H bᵀ for errors a, b: one product for two, and exact where they are close.
+    excess = ((second - first) @ moment).mul_(2 * weight - first - second).sum(1, keepdim=True)
+    return Encoded(torch.where(excess <= 0, found.codes, nearest.codes), found.grid)

@@ -97,7 +97,8 @@ class Dense(Transform):
                 f"dense transform: basis of shape {tuple(basis.shape)}, expected ({width}, {width})"
             )
         stored = torch.empty(width, width) if basis is None else basis
-        self.register_buffer("basis", stored.to(torch.bfloat16))
+        # Row-major, as a checkpoint holds it: other strides may be summed in another order.
+        self.register_buffer("basis", stored.to(torch.bfloat16).contiguous())
 
     def online(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         z = x @ self.basis.to(x.dtype)

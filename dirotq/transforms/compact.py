@@ -46,8 +46,9 @@ class Compact(Transform):
         aligned = torch.zeros(width, high) if subspace is None else _align(subspace.double(), high)
         correction = torch.zeros(high, self.low_width) if subspace is None else _correction(aligned)
         chosen = torch.ones(self.low_width) if signs is None else signs
-        self.register_buffer("subspace", aligned.to(torch.bfloat16))
-        self.register_buffer("correction", correction.to(torch.bfloat16))
+        # Row-major, as a checkpoint holds them: other strides may be summed in another order.
+        self.register_buffer("subspace", aligned.to(torch.bfloat16).contiguous())
+        self.register_buffer("correction", correction.to(torch.bfloat16).contiguous())
         self.register_buffer("signs", chosen.to(torch.int8))
 
     def online(self, x: Tensor) -> tuple[Tensor, Tensor | None]:

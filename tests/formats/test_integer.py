@@ -178,7 +178,9 @@ def test_bad_settings_raise_with_the_value(fields: dict[str, object], message: s
 
 
 def test_unknown_kind_names_the_known_ones() -> None:
-    with pytest.raises(ValueError, match="kind='posit', allowed are fp4h, fp8, fp8x2, integer, mxfp4, nvfp4"):
+    with pytest.raises(
+        ValueError, match="kind='posit', allowed are fp4h, fp8, fp8x2, integer, mxfp4, nvfp4"
+    ):
         formats.from_dict({"kind": "posit"})
 
 

@@ -1,5 +1,8 @@
 """DiRotQ: which coordinates are protected, how the rest is mixed, and what the settings allow."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
@@ -7,9 +10,11 @@ from torch import Tensor
 import dirotq
 from dirotq.calibrate import InputStatistics
 from dirotq.formats import Integer
+from dirotq.linear import QuantLinear
 from dirotq.methods import DiRotQ
-from dirotq.quantize import quantize
+from dirotq.quantize import quantize, snr_db
 from dirotq.rounding import round_to_nearest
+from tests.support.decode import decode
 from tests.support.plain import Mlp, bytes_of, outlier_rows
 
 WIDTH = 40
@@ -21,6 +26,8 @@ def statistics(name: str = "layer", seed: int = 0) -> InputStatistics:
 
 
 def basis(method: DiRotQ, name: str = "layer") -> Tensor:
+    if method.rotation == "compact":
+        method = replace(method, rotation="dense")
     transform = method.transform(statistics(name), [torch.ones(1, WIDTH)], None, None)
     stored = transform.basis
     assert isinstance(stored, Tensor)
@@ -60,11 +67,65 @@ def test_identity_basis_protects_the_largest_channels() -> None:
 
 
 def test_random_basis_is_orthogonal_and_ignores_the_moment() -> None:
-    method = DiRotQ(rank=4, basis="random")
+    method = DiRotQ(rank=4, basis="random", rotation="dense")
     found = basis(method)
     torch.testing.assert_close(found.T @ found, torch.eye(WIDTH).double(), rtol=0, atol=0.02)
     other = method.transform(statistics(seed=1), [], None, None).basis
     assert torch.equal(found, other.double())
+
+
+def test_joint_basis_leaves_less_of_input_times_weight() -> None:
+    inputs, generator = statistics(), torch.Generator().manual_seed(5)
+    weight = torch.randn(24, WIDTH, generator=generator).double()
+    weight[:, 7] *= 9  # a direction that matters to the weight alone
+    gram = weight.T @ weight
+    left = {}
+    for name in ("pca", "joint"):
+        method = DiRotQ(rank=5, basis=name, rotation="none")
+        transform = method.transform(inputs, [weight], None, None)
+        outside = transform.basis.double()[:, :-5]
+        energies = [(outside.T @ matrix @ outside).trace() for matrix in (inputs.moment, gram)]
+        left[name] = float(energies[0] * energies[1])
+    assert left["joint"] < 0.6 * left["pca"]
+
+
+def test_a_basis_for_each_head() -> None:
+    inputs = replace(statistics(), heads=4)
+    method = DiRotQ(rank=0.2, rotation="dense")
+    transform = method.transform(inputs, [], None, None)
+    assert (transform.kind, transform.high) == ("heads", 8)  # 2 of each head's 10
+    found = transform.basis.double()
+    for head in range(4):
+        part = slice(10 * head, 10 * head + 10)
+        _, vectors = torch.linalg.eigh(inputs.moment[part, part])
+        torch.testing.assert_close(
+            span(found[head, :, -2:]), span(vectors[:, -2:]), rtol=0, atol=0.02
+        )
+    assert replace(method, per_head=False).transform(inputs, [], None, None).kind == "dense"
+    assert replace(method, rotation="compact").transform(inputs, [], None, None).kind == "compact"
+
+
+@pytest.mark.parametrize("protect", ["int8", "fp8x2"])
+def test_protected_formats_cost_little_accuracy(protect: str, tmp_path: Path) -> None:
+    x, reference = outlier_rows(256, 48, seed=3), Mlp()(outlier_rows(256, 48, seed=3))
+    outputs, bits = {}, {}
+    for chosen in ("bf16", protect):
+        model = Mlp()
+        recipe = dirotq.recipe("method=dirotq", "rank=8", f"protect={chosen}")
+        report = quantize(model, recipe, [(outlier_rows(200, 48),)])
+        outputs[chosen], bits[chosen] = snr_db(reference, model(x)), report.weight_bits
+    assert outputs[protect] > outputs["bf16"] - 1.0  # dB
+    assert protect == "fp8x2" or bits["int8"] < bits["bf16"]
+    layer = model.gate
+    assert isinstance(layer, QuantLinear)
+    fmt = layer.protect
+    assert fmt is not None
+    expected = decode(fmt, layer.high, layer.high_scales, None, 8)
+    assert torch.equal(layer.high_weight(), expected)
+    dirotq.save(model, tmp_path / "saved")
+    loaded = Mlp(seed=4)
+    dirotq.load(loaded, tmp_path / "saved")
+    assert torch.equal(loaded(x), model(x))
 
 
 def test_randomness_depends_on_seed_and_input_alone() -> None:
@@ -123,8 +184,9 @@ def test_rank_not_below_the_width_names_rank_and_width(rank: float) -> None:
         ({"rank": 2.5}, "rank=2.5, allowed"),
         ({"rank": float("nan")}, "rank=nan, allowed"),
         ({"rank": float("inf")}, "rank=inf, allowed"),
-        ({"basis": "svd"}, "basis=svd, allowed are pca, random, identity"),
-        ({"rotation": "fast"}, "rotation=fast, allowed are dense, .*none"),
+        ({"basis": "svd"}, "basis=svd, allowed are pca, joint, random, identity"),
+        ({"rotation": "fast"}, "rotation=fast, allowed are compact, dense, none"),
+        ({"protect": "int4"}, "protect=int4, allowed are bf16, int8, fp8x2"),
         ({"gptq_reference": "all"}, "gptq_reference=all, allowed are low, full"),
         ({"rounding": "up"}, "rounding=up, allowed are rtn, gptq and null"),
         ({"seed": -1}, "seed=-1, allowed are integers from 0"),
