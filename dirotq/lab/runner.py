@@ -24,14 +24,8 @@ from dirotq.config import Job
 from dirotq.lab import results
 from dirotq.lab.pictures import grid, save_png
 from dirotq.lab.results import Metric, Result, read_result
-from dirotq.lab.stages import (
-    SOURCE,
-    Stages,
-    is_source,
-    resolve_device,
-    resolve_dtype,
-    source_hash,
-)
+from dirotq.lab.sources import SOURCE, is_source, source_hash
+from dirotq.lab.stages import Stages, resolve_device, resolve_dtype
 from dirotq.metrics import embedded, fidelity
 from dirotq.metrics.feature_network import FILE_NAME, load_feature_network
 from dirotq.metrics.statistics import bootstrap_mean

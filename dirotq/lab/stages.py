@@ -10,7 +10,6 @@ images             images by the checkpoint, loaded as anyone would load it
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 import math
 import re
@@ -25,13 +24,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-import dirotq
 from dirotq import calibrate
 from dirotq.atomic import atomic_write_json
 from dirotq.calibrate import InputStatistics
 from dirotq.config import Job
 from dirotq.lab.cache import Cache
 from dirotq.lab.progress import bar, track
+from dirotq.lab.sources import source_hash
 from dirotq.metrics.sentinels import degenerate
 from dirotq.models import layout_of, rewrite
 from dirotq.pipeline import Pipeline, fingerprint, to_uint8
@@ -39,7 +38,6 @@ from dirotq.prompts import Prompt, load_prompts
 from dirotq.quantize import LayerReport, Report, quantize, with_weight_only
 from dirotq.records import load_call, save_call
 
-SOURCE = Path(dirotq.__file__).parent
 _SECONDS = "seconds.json"
 
 
@@ -72,9 +70,12 @@ class Stages:
     def _check_fit(self) -> None:
         """Ask the method about every width now: after the calibration is late to learn of a bad rank."""
         model, recipe = self.pipeline.transformer, self.job.recipe
-        if recipe.method.quantizes:
-            with rewrite.applied(model, layout := layout_of(model)):
-                for name in layout.select(model):
+        if not recipe.method.quantizes:
+            return
+        layout = with_weight_only(layout_of(model), recipe)
+        with rewrite.applied(model, layout):
+            for name, transformed in layout.select(model).items():
+                if transformed and recipe.budget is None:
                     weight = model.get_submodule(name).get_parameter("weight")
                     recipe.method.check_width(weight.shape[1], recipe.bits.act)
 
@@ -214,11 +215,6 @@ class Stages:
         return {"statistics": self._statistics_fields(), "recipe": recipe, "source": source}
 
 
-def is_source(path: Path) -> bool:
-    """Whether a folder or file of the library holds Python source."""
-    return path.suffix == ".py" or (path.is_dir() and any(path.glob("*.py")))
-
-
 def resolve_device(name: str) -> torch.device:
     """The device that `runtime.device` names; raises ValueError when it is not there."""
     if name == "auto":
@@ -244,16 +240,6 @@ def _spread(total: int, count: int) -> set[int]:
     """`count` of the numbers 0 .. total - 1, evenly spread over all batches and steps."""
     count = min(count, total)
     return {(2 * i + 1) * total // (2 * count) for i in range(count)}
-
-
-def source_hash(*names: str) -> str:
-    """Hash of source files and packages of the library: a stage is not reused across a change of its code."""
-    digest = hashlib.blake2b(digest_size=8)
-    for name in names:
-        path = SOURCE / name
-        for file in sorted(path.glob("*.py")) if path.is_dir() else [path]:
-            digest.update(file.name.encode() + file.read_bytes())
-    return digest.hexdigest()
 
 
 def _save_statistics(statistics: Sequence[InputStatistics], folder: Path) -> None:
