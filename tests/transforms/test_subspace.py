@@ -23,8 +23,8 @@ def test_energy_is_that_of_the_leading_eigenvectors(decay: float) -> None:
     torch.testing.assert_close(found.T @ found, torch.eye(rank).double(), rtol=0, atol=1e-10)
     best = torch.linalg.eigvalsh(matrix)[-rank:].sum()
     captured = (found.T @ matrix @ found).trace()
-    # Iteration stops when a round gains 1e-9; what is still missing is some hundred times that at the slowest decay.
-    assert float(best - captured) <= 1e-6 * float(best)
+    # Iteration stops when a round gains 1e-7; what is still missing is some ten times that at the slowest decay.
+    assert float(best - captured) <= 5e-6 * float(best)
     energies = (found.T @ matrix @ found).diagonal()
     assert bool((energies.diff() > -1e-9 * float(best)).all())  # ascending
 
