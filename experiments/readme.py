@@ -71,7 +71,12 @@ def _label(result: Result) -> str:
         "at most {:g} bits": result.get("budget"),
     }
     said = [text.format(value) for text, value in settings.items() if value]
-    return ", ".join([result["method"], *said])
+    further = [
+        f"`{word}`"
+        for word in result.get("command", "").split()
+        if word.startswith(("method.", "scale_search="))
+    ]
+    return ", ".join([result["method"], *said, *further])
 
 
 def _cell(metric: Metric, digits: int) -> str:
@@ -101,11 +106,10 @@ def _origin(results: list[Result]) -> str:
             f"{RESULTS}: the results were not measured alike: {sorted(map(str, shared))}"
         )
     bits, weights, numerics, n, prompts, device, version, commit = shared.pop()
-    commands = ", ".join(f"`{result['command']}`" for result in results)
     return (
-        f"{bits}, {weights} weights, {numerics} numerics, N = {n} prompts ({prompts}), {device}, "
-        f"torch {version}, commit {commit}: {commands}. Each metric is against the model's own 16-bit "
-        "images, with its 95 % bootstrap interval over prompts."
+        f"{bits}, {weights} weights, {numerics} numerics, N = {n} prompts ({prompts}), one seed, {device}, "
+        f"torch {version}, commit {commit}; each row's command is in its file in `{RESULTS}`. Each metric is "
+        "against the model's own 16-bit images, with its 95 % bootstrap interval over prompts."
     )
 
 

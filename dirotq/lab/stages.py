@@ -54,6 +54,7 @@ class Stages:
         self._check_fit()
         self.cache = Cache(Path(job.runtime.cache))
         self.seconds: dict[str, float] = {}
+        self._inside = 0.0  # seconds spent in stages that other stages asked for
         self._model_fields = {
             "weights": fingerprint(self.pipeline.folder, job.model.path),
             "size": job.model.size,
@@ -152,16 +153,17 @@ class Stages:
 
     def _stage(self, name: str, fields: dict[str, Any], build: Callable[[Path], None]) -> Path:
         """The stage's folder; its seconds, without those of the stages it asked for, are what it cost."""
+        outside, entered = self._inside, time.perf_counter()
 
         def timed(folder: Path) -> None:
-            before, start = sum(self.seconds.values()), time.perf_counter()
+            before, start = self._inside, time.perf_counter()
             build(folder)
-            inner = sum(self.seconds.values()) - before
-            own = max(0.0, time.perf_counter() - start - inner)
+            own = time.perf_counter() - start - (self._inside - before)
             atomic_write_json(folder / _SECONDS, {"seconds": own})
 
         folder = self.cache.get_or_build(name, fields, timed)
         self.seconds[name] = json.loads((folder / _SECONDS).read_text())["seconds"]
+        self._inside = outside + time.perf_counter() - entered
         return folder
 
     def _calls(self, paths: Sequence[Path]) -> Iterator[dict[str, Any]]:

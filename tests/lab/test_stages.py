@@ -3,7 +3,10 @@
 import json
 from pathlib import Path
 
+import pytest
+
 from dirotq.lab import stages
+from dirotq.lab.cache import Cache
 from dirotq.lab.stages import Stages
 from tests.support.jobs import job
 
@@ -19,3 +22,27 @@ def test_infinite_ratios_survive_json(tiny_pipeline: Path, tmp_path: Path) -> No
     assert {row.act_snr_db for row in report.layers} == {float("inf")}
     text = json.dumps(stages._finite({"a": [float("inf"), float("-inf"), 1.0]}))
     assert text == '{"a": ["inf", "-inf", 1.0]}'
+
+
+def test_seconds_of_a_stage_leave_out_only_what_was_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(stages.time, "perf_counter", lambda: clock[0])
+
+    def work(seconds: float) -> None:
+        clock[0] += seconds
+
+    def outer(name: str) -> dict[str, float]:
+        fresh = Stages.__new__(Stages)
+        fresh.cache, fresh.seconds, fresh._inside = Cache(tmp_path), {}, 0.0
+
+        def build(_: Path) -> None:
+            fresh._stage("inner", {}, lambda _: work(5))
+            work(2)
+
+        fresh._stage("outer", {"name": name}, build)
+        return fresh.seconds
+
+    assert outer("the inner stage is built") == {"inner": 5, "outer": 2}
+    assert outer("the inner stage is found") == {"inner": 5, "outer": 2}
