@@ -60,6 +60,7 @@ class DiRotQ(Method):
         random orthogonal matrix (the paper), "none" leaves them unmixed in the eigenbasis.
     protect: the protected coordinates on both sides: "bf16" (the paper), "int8" (per token, per output channel) or
         "fp8x2", the sum of two E4M3 numbers.
+    transform_bits: 16 (bfloat16) or 8, of the numbers that rotation=compact stores.
     per_head: with rotation=dense, a basis for each head at attention outputs, as in the paper.
     gptq_reference: whose mean diagonal the damping refers to, "low" block or "full" input.
     """
@@ -71,6 +72,7 @@ class DiRotQ(Method):
     protect: str = "bf16"
     block: int = 64
     gptq_reference: str = "low"
+    transform_bits: int = 16
     per_head: bool = True
 
     name: ClassVar[str] = "dirotq"
@@ -89,6 +91,8 @@ class DiRotQ(Method):
         ):
             if getattr(self, key) not in allowed:
                 raise ValueError(f"{key}={getattr(self, key)}, allowed are {', '.join(allowed)}")
+        if self.transform_bits not in (8, 16):
+            raise ValueError(f"transform_bits={self.transform_bits}, allowed are 8 and 16")
         if self.block < 1 or self.block & (self.block - 1):
             raise ValueError(f"block={self.block}, allowed are powers of two")
 
@@ -121,7 +125,7 @@ class DiRotQ(Method):
         if self.rotation == "compact":
             subspace = self._subspace(inputs.moment, weights, high, generator)
             signs = torch.randint(0, 2, (low,), generator=generator) * 2 - 1
-            return Compact(inputs.width, high, self.block, subspace, signs)
+            return Compact(inputs.width, high, self.block, subspace, signs, self.transform_bits)
         basis = self._basis(inputs.moment, weights, high, generator)
         if self.rotation == "dense":
             basis = torch.cat(

@@ -25,7 +25,11 @@ def stems(group: str) -> list[str]:
 METHODS, BITS = stems("method"), stems("bits")
 QUANTIZING = [name for name in METHODS if dirotq.recipe(f"method={name}").method.quantizes]
 # Settings that take another path through the same method.
-QUANTIZING += ["dirotq,rotation=dense", "dirotq,basis=joint,protect=int8", "rtn,rounding=gptq"]
+QUANTIZING += [
+    "dirotq,rotation=dense",
+    "dirotq,basis=joint,protect=int8,method.transform_bits=8",
+    "rtn,rounding=gptq",
+]
 every_method = pytest.mark.parametrize("method", METHODS)
 every_pair = pytest.mark.parametrize(
     ("method", "bits"), [(method, bits) for method in QUANTIZING for bits in BITS]

@@ -187,6 +187,7 @@ def test_rank_not_below_the_width_names_rank_and_width(rank: float) -> None:
         ({"basis": "svd"}, "basis=svd, allowed are pca, joint, random, identity"),
         ({"rotation": "fast"}, "rotation=fast, allowed are compact, dense, none"),
         ({"protect": "int4"}, "protect=int4, allowed are bf16, int8, fp8x2"),
+        ({"transform_bits": 4}, "transform_bits=4, allowed are 8 and 16"),
         ({"gptq_reference": "all"}, "gptq_reference=all, allowed are low, full"),
         ({"rounding": "up"}, "rounding=up, allowed are rtn, gptq and null"),
         ({"seed": -1}, "seed=-1, allowed are integers from 0"),

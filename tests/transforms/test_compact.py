@@ -32,16 +32,19 @@ def exact(transform: Compact, columns: torch.Tensor) -> Compact:
     return fresh
 
 
+@pytest.mark.parametrize("bits", [8, 16])
 @settings(max_examples=25, deadline=None)
 @given(width=st.integers(2, 90), data=st.data())
-def test_low_and_high_parts_add_up_to_the_product(width: int, data: st.DataObject) -> None:
+def test_low_and_high_parts_add_up_to_the_product(
+    bits: int, width: int, data: st.DataObject
+) -> None:
     high = data.draw(st.integers(1, width - 1))
-    transform = Compact(width, high, 16, subspace(width, high), signs(width - high))
+    transform = Compact(width, high, 16, subspace(width, high), signs(width - high), bits)
     generator = torch.Generator().manual_seed(width)
     x = torch.randn(7, width, dtype=torch.float64, generator=generator)
     w = torch.randn(5, width, dtype=torch.float64, generator=generator)
     (low, kept), (w_low, w_kept) = transform.online(x), transform.fold(w)
-    # Float64 arithmetic with a well-conditioned r x r solve; the stored bfloat16 tensors cost nothing.
+    # Float64 arithmetic with a well-conditioned r x r solve; the stored tensors cost nothing.
     torch.testing.assert_close(low @ w_low.T + kept @ w_kept.T, x @ w.T, rtol=1e-9, atol=1e-9)
 
 
@@ -65,6 +68,24 @@ def test_bfloat16_storage_leaks_little_of_the_subspace() -> None:
     transform = Compact(320, 64, 64, columns, signs(256))
     leaked = transform.online(columns.T)[0].norm() / columns.norm()
     assert float(leaked) < 2**-8  # rounding to bfloat16 changes an entry by 2^-9 of itself at most
+
+
+def test_eight_bits_store_half_and_leak_little_more() -> None:
+    columns = subspace(320, 64)
+    transform = Compact(320, 64, 64, columns, signs(256), bits=8)
+    assert transform.storage_bits() == 8 * 64 * (320 + 256) + 16 * 2 * 64 + 8 * 256
+    leaked = transform.online(columns.T)[0].norm() / columns.norm()
+    # A column's entries are rounded to 1/127 of the largest, some 3.5 times their root mean square: uniform errors of
+    # 3.5 / 127 / sqrt(12) = 2^-7 of it, in U and in C.
+    assert 2**-9 < float(leaked) < 2**-6
+    single = transform.float().online(columns.T.float())[0]
+    double = transform.online(columns.T)[0]
+    torch.testing.assert_close(single.double(), double, rtol=0, atol=1e-5)
+
+
+def test_other_bits_are_refused() -> None:
+    with pytest.raises(ValueError, match="bits=4, allowed are 8 and 16"):
+        Compact(16, 4, bits=4)
 
 
 def test_storage_is_two_k_r_numbers_and_signs() -> None:
