@@ -187,7 +187,9 @@ class QuantLinear(_FixedDtype):
         else:
             assert self.format is not None, "encoded weights need a format"
             self.codes = _pack(self.format, low)
-            self.scales, self.base = low.grid.scales, low.grid.base
+            self.scales = low.grid.scales
+            # A tensor's base is shared by the linears of one input, and files hold no shared memory.
+            self.base = None if low.grid.base is None else low.grid.base.clone()
         if high is not None and self.protect is not None:
             encoded = self.protect.encode(high.float())
             self.high, self.high_scales = _pack(self.protect, encoded), encoded.grid.scales

@@ -54,6 +54,21 @@ def test_budget_and_rank_exclude_each_other() -> None:
         dirotq.recipe("method=dirotq", "budget=0")
 
 
+def test_smaller_transforms_leave_room_for_a_higher_rank() -> None:
+    ranks = [
+        within(DiRotQ(transform_bits=bits), 320, READERS, WEIGHT, ACT, 6.0).rank for bits in (16, 8)
+    ]
+    assert ranks[1] > 1.2 * ranks[0]
+
+
+def test_bases_of_heads_cannot_be_counted() -> None:
+    with pytest.raises(ValueError, match=r"per_head=true: budget= cannot count"):
+        within(DiRotQ(rotation="dense"), 320, READERS, WEIGHT, ACT, 25.0)
+    assert (
+        within(DiRotQ(rotation="dense", per_head=False), 320, READERS, WEIGHT, ACT, 25.0).rank >= 1
+    )
+
+
 def test_methods_without_a_rank_leave_it_out(caplog: pytest.LogCaptureFixture) -> None:
     assert dirotq.recipe("method=rtn", "budget=5").budget is None
     assert "budget=5.0: method rtn has no use for it" in caplog.text

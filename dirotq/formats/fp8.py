@@ -67,8 +67,8 @@ class FP8(Format):
 class FP8x2(FP8):
     """The sum of two E4M3 numbers, the second one a sixteenth: value = (first + second / 16) * scale.
 
-    For the protected branch: with [a1 | a2 | a1] beside [w1 | w1 | w2] an FP8 product computes it but for the product
-    of the two residuals. Codes are int16: the first term's byte below the second's.
+    For the protected branch: [a1 | a2 | a1] beside [w1 | w1 / 16 | w2 / 16], each an E4M3 number, compute it in one FP8
+    product but for the product of the two residuals. Codes are int16: the first term's byte below the second's.
     """
 
     kind: ClassVar[str] = "fp8x2"

@@ -24,7 +24,7 @@ from dirotq.config import Job
 from dirotq.lab import results
 from dirotq.lab.pictures import grid, save_png
 from dirotq.lab.results import Metric, Result, read_result
-from dirotq.lab.sources import SOURCE, is_source, source_hash
+from dirotq.lab.sources import SOURCE, is_source, kernels_hash, source_hash
 from dirotq.lab.stages import Stages, resolve_device, resolve_dtype
 from dirotq.metrics import embedded, fidelity
 from dirotq.metrics.feature_network import FILE_NAME, load_feature_network
@@ -59,6 +59,7 @@ def identity(job: Job) -> str:
         "device": [device.type, str(resolve_dtype(job.runtime.dtype, device))],
         "versions": results.environment(device)["versions"],
         "source": source_hash(*sorted(path.name for path in SOURCE.iterdir() if is_source(path))),
+        "kernels": kernels_hash(),
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 from pathlib import Path
 
 import dirotq
@@ -23,3 +24,13 @@ def source_hash(*names: str) -> str:
         for file in sorted(path.glob("*.py")) if path.is_dir() else [path]:
             digest.update(file.name.encode() + file.read_bytes())
     return digest.hexdigest()
+
+
+def kernels_hash() -> str:
+    """Hash of the Triton kernels' sources; empty where they are not installed."""
+    digest = hashlib.blake2b(digest_size=8)
+    found = importlib.util.find_spec("dirotq_kernels")
+    folders = list(found.submodule_search_locations or ()) if found else []
+    for file in sorted(file for folder in folders for file in Path(folder).glob("*.py")):
+        digest.update(file.name.encode() + file.read_bytes())
+    return digest.hexdigest() if folders else ""

@@ -30,7 +30,7 @@ from dirotq.calibrate import InputStatistics
 from dirotq.config import Job
 from dirotq.lab.cache import Cache
 from dirotq.lab.progress import bar, track
-from dirotq.lab.sources import source_hash
+from dirotq.lab.sources import kernels_hash, source_hash
 from dirotq.metrics.sentinels import degenerate
 from dirotq.models import layout_of, rewrite
 from dirotq.pipeline import Pipeline, fingerprint, to_uint8
@@ -212,9 +212,11 @@ class Stages:
             "quantize.py",
             "linear.py",
             "checkpoint.py",
+            "diffusers_quantizer.py",
+            "_diffusers_classes.py",
         )
-        recipe = self.job.recipe.to_dict()
-        return {"statistics": self._statistics_fields(), "recipe": recipe, "source": source}
+        fields = {"recipe": self.job.recipe.to_dict(), "source": source, "kernels": kernels_hash()}
+        return {"statistics": self._statistics_fields(), **fields}
 
 
 def resolve_device(name: str) -> torch.device:

@@ -61,7 +61,8 @@ class DiRotQ(Method):
     protect: the protected coordinates on both sides: "bf16" (the paper), "int8" (per token, per output channel) or
         "fp8x2", the sum of two E4M3 numbers.
     transform_bits: 16 (bfloat16) or 8, of the numbers that rotation=compact stores.
-    per_head: with rotation=dense, a basis for each head at attention outputs, as in the paper.
+    per_head: with rotation=dense and basis=pca, a basis for each head at attention outputs, as in the paper: of each
+        head's coordinates the share `rank`, to the nearest integer, is protected, not rounded up to a group.
     gptq_reference: whose mean diagonal the damping refers to, "low" block or "full" input.
     """
 
@@ -135,9 +136,13 @@ class DiRotQ(Method):
 
     def blank(self, width: int, act: Format | None) -> Transform:
         high = self.coordinates(width, act)
-        return (
-            Compact(width, high, self.block) if self.rotation == "compact" else Dense(width, high)
-        )
+        if self.rotation == "compact":
+            return Compact(width, high, self.block, bits=self.transform_bits)
+        if self.rotation == "dense" and self.per_head and self.basis == "pca":
+            raise ValueError(
+                "method.per_head=true: budget= cannot count the bases of heads, allowed is false beside it"
+            )
+        return Dense(width, high)
 
     @property
     def protect_format(self) -> Format | None:

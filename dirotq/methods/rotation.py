@@ -11,6 +11,7 @@ Changed, for diffusion transformers:
   its online Hadamard across heads can mix.
 - signs are random at feed-forward down-projections and attention outputs too, where QuaRot's Hadamard has none.
 - queries and keys are not rotated: QuaRot does that for its quantized cache, of which there is none.
+- weight scales are not searched; QuaRot clips them by a search. `scale_search=true` is ours, for every method.
 - the number formats are those of `bits=`, and GPTQ has act-order and static groups as for every method here; QuaRot has
   one scale a row and neither.
 """

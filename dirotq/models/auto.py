@@ -15,7 +15,7 @@ from torch import nn
 from dirotq.models.layout import Layout
 from dirotq.models.rewrite import is_pointwise
 
-_KEPT = re.compile(r"emb|guidance|caption", re.IGNORECASE)
+_KEPT = re.compile(r"(^|[._])(\w*embed\w*|emb|guidance|caption)([._]|$)", re.IGNORECASE)
 _MODULATION = re.compile(r"norm|ada_?ln|modulat|(^|[._])mod([._]|$)", re.IGNORECASE)
 
 

@@ -39,8 +39,10 @@ class Heads(Transform):
         self.register_buffer("basis", stored.to(torch.bfloat16).contiguous())
 
     def online(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        parts = x.unflatten(-1, (self.heads, -1)).unsqueeze(-2) @ self.basis.to(x.dtype)
-        return self._divide(parts.squeeze(-2))
+        # [heads, tokens, d] x [heads, d, d]: broadcasting over tokens would copy the basis for each of them.
+        parts = x.unflatten(-1, (self.heads, -1)).flatten(0, -3).transpose(0, 1)
+        mixed = (parts @ self.basis.to(x.dtype)).transpose(0, 1)
+        return self._divide(mixed.unflatten(0, x.shape[:-1]))
 
     def fold(self, weight: Tensor) -> tuple[Tensor, Tensor | None]:
         parts = weight.double().unflatten(-1, (self.heads, -1)).permute(1, 2, 0)  # [heads, d, N]

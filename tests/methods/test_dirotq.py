@@ -48,6 +48,23 @@ def test_the_protected_coordinates_are_the_principal_ones() -> None:
     torch.testing.assert_close(found.T @ found, torch.eye(WIDTH).double(), rtol=0, atol=0.02)
 
 
+@pytest.mark.parametrize("kind", ["pca", "random", "identity", "joint"])
+def test_compact_protects_what_the_basis_says(kind: str) -> None:
+    compact = DiRotQ(rank=6, basis=kind).transform(statistics(), [torch.eye(WIDTH)], None, None)
+    plain = DiRotQ(rank=6, basis=kind, rotation="none")
+    columns = plain.transform(statistics(), [torch.eye(WIDTH)], None, None).basis.double()[:, -6:]
+    # Both are stored in bfloat16, in other bases of one subspace.
+    torch.testing.assert_close(span(compact.subspace.double()), span(columns), rtol=0, atol=0.02)
+    again = DiRotQ(rank=6, basis=kind).transform(statistics(), [torch.eye(WIDTH)], None, None)
+    other = (
+        DiRotQ(rank=6, basis=kind, seed=1).transform(statistics(), [], None, None)
+        if kind == "pca"
+        else None
+    )
+    assert torch.equal(again.signs, compact.signs)
+    assert other is None or not torch.equal(other.signs, compact.signs)
+
+
 def test_the_low_part_is_mixed_within_its_own_subspace() -> None:
     mixed, plain = basis(DiRotQ(rank=6)), basis(DiRotQ(rank=6, rotation="none"))
     torch.testing.assert_close(span(mixed[:, :-6]), span(plain[:, :-6]), rtol=0, atol=0.02)

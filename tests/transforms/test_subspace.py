@@ -15,7 +15,7 @@ def moment(width: int, decay: float, seed: int = 0) -> Tensor:
     return (basis * values) @ basis.T
 
 
-@pytest.mark.parametrize("decay", [0.3, 1.0, 2.0])
+@pytest.mark.parametrize("decay", [0.3, 1.0, 2.0, 4.0])
 def test_energy_is_that_of_the_leading_eigenvectors(decay: float) -> None:
     matrix, rank = moment(1024, decay), 48
     found = top_subspace(matrix, rank, torch.Generator().manual_seed(1))
@@ -23,8 +23,9 @@ def test_energy_is_that_of_the_leading_eigenvectors(decay: float) -> None:
     torch.testing.assert_close(found.T @ found, torch.eye(rank).double(), rtol=0, atol=1e-10)
     best = torch.linalg.eigvalsh(matrix)[-rank:].sum()
     captured = (found.T @ matrix @ found).trace()
-    # Iteration stops when a round gains 1e-7; what is still missing is some ten times that at the slowest decay.
-    assert float(best - captured) <= 5e-6 * float(best)
+    left = matrix.trace() - best
+    # Iteration stops when a round gains a thousandth of what is left; some ten times that may still be missing.
+    assert float(best - captured) <= 1e-2 * float(left)
     energies = (found.T @ matrix @ found).diagonal()
     assert bool((energies.diff() > -1e-9 * float(best)).all())  # ascending
 
