@@ -158,12 +158,11 @@ def environment(device: str | torch.device = "cpu") -> Environment:
 def source_commit(file: Path) -> str | None:
     """Commit that ``file`` is at: 12 hex characters, with ``+dirty`` if its checkout has changes.
 
-    Where git does not track the file, it is the environment's DIROTQ_COMMIT (for containers and
-    copies without .git), else None: an installed copy inside someone else's checkout must not
-    report their commit. Untracked files do not count as changes.
+    None if git does not track the file; an installed copy inside someone else's checkout must
+    not report their commit. Untracked files do not count as changes.
     """
     if _git(file.parent, "ls-files", "--error-unmatch", file.name) is None:
-        return os.environ.get("DIROTQ_COMMIT") or None
+        return None
     commit = _git(file.parent, "rev-parse", "--short=12", "HEAD")
     changes = _git(file.parent, "status", "--porcelain", "--untracked-files=no")
     if not commit or changes is None:

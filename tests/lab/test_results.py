@@ -187,14 +187,6 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_commit_of_a_copy_without_git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DIROTQ_COMMIT", "0123456789ab")
-    (tmp_path / "code.py").touch()
-    assert source_commit(tmp_path / "code.py") == "0123456789ab"
-    monkeypatch.setenv("DIROTQ_COMMIT", "")
-    assert source_commit(tmp_path / "code.py") is None
-
-
 def test_source_commit(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code = checkout / "code.py"
     assert source_commit(code) is None
