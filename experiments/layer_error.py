@@ -83,7 +83,8 @@ def measure(
             assert isinstance(linear, torch.nn.Linear)
             bias = None if linear.bias is None else linear.bias.float()
             wanted = F.linear(x, linear.weight.float(), bias)
-            errors.append(float((layer(x).float() - wanted).norm() / wanted.norm()))
+            with torch.no_grad():
+                errors.append(float((layer(x).float() - wanted).norm() / wanted.norm()))
     return {
         "error": statistics.mean(errors),
         "weight_bits": report.weight_bits,

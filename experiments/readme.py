@@ -1,10 +1,11 @@
-"""Write README's result table from the committed JSON files, or check that it is not stale.
+"""Write README's result tables from the committed JSON files, or check that they are not stale.
 
 python -m experiments.readme [--check]
 """
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -12,7 +13,8 @@ from dirotq.lab.results import Metric, Result, read_result
 
 README = Path("README.md")
 RESULTS = Path("experiments/results/emoji-standard")
-BEGIN, END = "<!-- results: begin -->\n", "<!-- results: end -->\n"
+LAYERS = Path("experiments/results/layers/six_and_a_half_bits.json")
+BEGIN, END = "<!-- {}: begin -->\n", "<!-- {}: end -->\n"
 COLUMNS = (
     ("PSNR dB ↑", "psnr", 2),
     ("SSIM ↑", "ssim", 3),
@@ -22,21 +24,40 @@ COLUMNS = (
 
 
 def main() -> None:
-    """Rewrite the block between the markers; with --check, exit with status 1 if that would change it."""
+    """Rewrite the blocks between the markers; with --check, exit with status 1 if that would change them."""
     text = README.read_text(encoding="utf-8")
-    wanted = with_table(text)
+    wanted = with_tables(text)
     if "--check" in sys.argv[1:]:
         if text != wanted:
-            sys.exit("README.md: the result table does not agree with experiments/results")
+            sys.exit("README.md: the result tables do not agree with experiments/results")
     else:
         README.write_text(wanted, encoding="utf-8")
 
 
-def with_table(text: str) -> str:
-    """README with the table made anew."""
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    return before + BEGIN + table() + END + after
+def with_tables(text: str) -> str:
+    """README with the tables made anew."""
+    for name, content in (("results", table()), ("layers", layer_table())):
+        before, _, rest = text.partition(BEGIN.format(name))
+        _, _, after = rest.partition(END.format(name))
+        text = before + BEGIN.format(name) + content + END.format(name) + after
+    return text
+
+
+def layer_table() -> str:
+    """Markdown table of layer errors, worst first, and where they were measured."""
+    content = json.loads(LAYERS.read_text(encoding="utf-8"))
+    lines = ["| recipe | bits W / A | error |", "|---|---|---|"]
+    for row in sorted(content["rows"], key=lambda row: -row["error"]):
+        bits = f"{row['weight_bits']:.2f} / {row['activation_bits']:.2f}"
+        lines.append(f"| `{row['recipe']}` | {bits} | {row['error']:.4f} |")
+    env, unseen = content["env"], content["unseen"]
+    lines += [
+        "",
+        f"Mean over {content['rows'][0]['layers']} layers of the relative error of the output on {unseen['rows']} rows "
+        f"of inputs from {unseen['prompts']} prompts that calibration did not see; w4a4_int4, trained weights, "
+        f"simulated numerics, one seed, {env['device']}, commit {env['git']} (`{LAYERS}`).",
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def table() -> str:

@@ -16,9 +16,9 @@ RESULTS = sorted((ROOT / "experiments" / "results").rglob("*.json"))
 RUNS = [path for path in RESULTS if path.parent.name.startswith("emoji-")]
 
 
-def test_result_table_is_made_from_the_committed_results(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_result_tables_are_made_from_the_committed_results(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    assert readme.with_table(TEXT) == TEXT
+    assert readme.with_tables(TEXT) == TEXT
 
 
 def name_of(path: Path) -> str:
