@@ -34,7 +34,9 @@ from dirotq.prompts import ASSETS, load_prompts
 from dirotq.quantize import LayerReport, Report
 
 _GRID_IMAGES = 16
-_WRITTEN = {"result.json", "config.yaml", "layers.csv", "grid.png", "images", "checkpoint"}
+_WRITTEN = {
+    "result.json", "config.yaml", "layers.csv", "prompts.csv", "grid.png", "images", "checkpoint"
+}  # fmt: skip
 _log = logging.getLogger(__name__)
 
 
@@ -105,41 +107,46 @@ def run(job: Job) -> Path:
     reference = stages.reference_images()
     checkpoint, report = stages.quantized() if job.recipe.method.quantizes else (None, None)
     images = stages.images()
-    measured = measure(stages, reference, images)
+    measured, values = measure(stages, reference, images)
     seconds = {**stages.seconds, "total": time.perf_counter() - start}
     result = _result(stages, report, checkpoint, measured, seconds)
     with atomic_directory(out, replace=True) as folder:
         _write(folder, stages, result, report, reference, images)
+        atomic_write_text(folder / "prompts.csv", _prompt_table(stages, values))
         if job.save and checkpoint is not None:
             shutil.copytree(checkpoint, folder / "checkpoint")
     return out
 
 
-def measure(stages: Stages, reference: Tensor, images: Tensor) -> dict[str, Metric]:
-    """Every metric of `eval.metrics` between uint8 [B, H, W, 3] images and the 16-bit ones."""
-    seed = stages.job.seed
-    found: dict[str, Metric] = {}
-    names = list(stages.job.eval.metrics)
+def measure(
+    stages: Stages, reference: Tensor, images: Tensor
+) -> tuple[dict[str, Metric], dict[str, Tensor]]:
+    """Every metric of `eval.metrics` between uint8 [B, H, W, 3] images and the 16-bit ones.
+
+    Returns the estimates, and the values [B] of those that each image has.
+    """
+    seed, names = stages.job.seed, list(stages.job.eval.metrics)
     features = (model_folder(stages.job.model.path) or ASSETS) / FILE_NAME
     if not features.is_file():
         for name in [name for name in names if name.startswith("emoji_")]:
             _log.warning("metric %s is left out: the model has no feature network", name)
             names.remove(name)
+    values: dict[str, Tensor] = {}
     if "psnr" in names:
-        found["psnr"] = results.metric(
-            bootstrap_mean(fidelity.capped(fidelity.psnr(reference, images)), seed=seed)
-        )
+        values["psnr"] = fidelity.capped(fidelity.psnr(reference, images))
     if "ssim" in names:
-        found["ssim"] = results.metric(bootstrap_mean(fidelity.ssim(reference, images), seed=seed))
-    if any(name.startswith("emoji_") for name in names):
+        values["ssim"] = fidelity.ssim(reference, images)
+    if "emoji_perceptual" in names:
         network = load_feature_network(features.parent)
-        if "emoji_perceptual" in names:
-            distance = embedded.perceptual_distance(network, reference, images)
-            found["emoji_perceptual"] = results.metric(bootstrap_mean(distance, seed=seed))
-        if "emoji_frechet" in names and len(images) > 1:
-            both = (embedded.pooled_features(network, part) for part in (reference, images))
-            found["emoji_frechet"] = results.metric(embedded.frechet_estimate(*both, seed=seed))
-    return found
+        values["emoji_perceptual"] = embedded.perceptual_distance(network, reference, images)
+    found = {
+        name: results.metric(bootstrap_mean(value, seed=seed)) for name, value in values.items()
+    }
+    if "emoji_frechet" in names and len(images) > 1:
+        network = load_feature_network(features.parent)
+        both = (embedded.pooled_features(network, part) for part in (reference, images))
+        found["emoji_frechet"] = results.metric(embedded.frechet_estimate(*both, seed=seed))
+    return found, values
 
 
 def _bits(job: Job) -> str:
@@ -217,6 +224,17 @@ def _write(
     scale = max(1, 128 // images.shape[1])
     picture = grid(rows, [prompt.text for prompt in stages.prompts[:count]], scale=scale)
     save_png(picture, folder / "grid.png")
+
+
+def _prompt_table(stages: Stages, values: dict[str, Tensor]) -> str:
+    """One row a prompt: what paired comparisons of two runs need."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["prompt", "category", "split", *values])
+    for index, prompt in enumerate(stages.prompts):
+        numbers = [f"{float(value[index]):.6g}" for value in values.values()]
+        writer.writerow([prompt.id, prompt.category, prompt.split, *numbers])
+    return text.getvalue()
 
 
 def _table(report: Report) -> str:

@@ -85,8 +85,16 @@ def test_run_directory(make: Make, tmp_path: Path) -> None:
     folder = run(wanted)
     assert folder == tmp_path / "run"
     assert {path.name for path in folder.iterdir()} == {
-        "result.json", "config.yaml", "layers.csv", "grid.png", "images", "checkpoint",
+        "result.json", "config.yaml", "layers.csv", "prompts.csv", "grid.png", "images",
+        "checkpoint",
     }  # fmt: skip
+    with (folder / "prompts.csv").open() as file:
+        prompts = list(csv.DictReader(file))
+    assert [row["prompt"] for row in prompts] == list(PROMPTS)
+    mean = sum(float(row["psnr"]) for row in prompts) / len(prompts)
+    assert read_result(folder / "result.json")["metrics"]["psnr"]["value"] == pytest.approx(
+        mean, rel=1e-5
+    )
     assert set(pixels(folder)) == {f"{name}.png" for name in PROMPTS}
     assert Image.open(folder / "images" / "first.png").size == (16, 16)
     assert yaml.safe_load((folder / "config.yaml").read_text()) == wanted.composed
