@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import torch
 
 from dirotq.formats import Format
 from dirotq.linear import InputSpec, build
-from dirotq.methods import Method
+from dirotq.methods import Ranked
 
 
 def within(
-    method: Method,
+    method: Ranked,
     width: int,
     out_features: dict[str, int],
     fmt: Format,
     act: Format | None,
     budget: float,
-) -> Method:
+) -> Ranked:
     """`method` with the largest integer rank at which the linears of one input keep to `budget` bits a weight.
 
     width: of the input. out_features: of the linears that read it, by name. The bits are those of the tensors that
@@ -29,32 +28,27 @@ def within(
     fewest, most = 0, width
     while most - fewest > 1:
         middle = (fewest + most) // 2
-        if effective_bits(_ranked(method, middle), width, out_features, fmt, act) <= budget:
+        if effective_bits(replace(method, rank=middle), width, out_features, fmt, act) <= budget:
             fewest = middle
         else:
             most = middle
     if not fewest:
-        least = effective_bits(_ranked(method, 1), width, out_features, fmt, act)
+        least = effective_bits(replace(method, rank=1), width, out_features, fmt, act)
         raise ValueError(
             f"budget={budget:g}: layer {next(iter(out_features))} needs {least:.2f} bits a weight at rank 1"
         )
-    return _ranked(method, fewest)
+    return replace(method, rank=fewest)
 
 
 def effective_bits(
-    method: Method, width: int, out_features: dict[str, int], fmt: Format, act: Format | None
+    method: Ranked, width: int, out_features: dict[str, int], fmt: Format, act: Format | None
 ) -> float:
     """Stored bits a weight of the linears of one input, its transform included and their biases not."""
-    transform = method.blank(width, act)
-    spec = InputSpec(tuple(out_features), transform.to_dict(), fmt, act, method.protect_format)
     with torch.device("meta"):
+        transform = method.blank(width, act)
+        spec = InputSpec(tuple(out_features), transform.to_dict(), fmt, act, method.protect_format)
         layers = build(spec, out_features, transform)
         for layer in layers.values():
             layer.allocate(None, torch.bfloat16)
     stored = sum(layer.storage_bits() for layer in layers.values())
     return stored / (width * sum(out_features.values()))
-
-
-def _ranked(method: Method, rank: int) -> Method:
-    fields: dict[str, Any] = {"rank": rank}
-    return replace(method, **fields)

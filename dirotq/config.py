@@ -22,7 +22,7 @@ from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from dirotq.methods import Method
+from dirotq.methods import Method, Ranked
 from dirotq.recipes import Bits, Recipe
 from dirotq.rounding import GPTQOptions
 from dirotq.settings import CalibSettings, EvalSettings, ModelSettings, RuntimeSettings, typed
@@ -230,7 +230,7 @@ def _budget(config: DictConfig) -> float | None:
         return None
     if config.rank is not None:
         raise ValueError(f"budget={budget:g} chooses the rank, allowed is rank=null beside it")
-    if "rank" not in {field.name for field in fields(kind)}:
+    if not issubclass(kind, Ranked):
         _log.warning("budget=%s: method %s has no use for it", budget, kind.name)
         return None
     return budget

@@ -17,7 +17,7 @@ from dirotq.calibrate import Batch, InputStatistics
 from dirotq.checkpoint import describe
 from dirotq.formats import Format
 from dirotq.linear import InputSpec, QuantLinear, build
-from dirotq.methods import Method
+from dirotq.methods import Method, Ranked
 from dirotq.models import Layout, layout_of, rewrite
 from dirotq.recipes import Recipe
 from dirotq.transforms import Identity
@@ -166,11 +166,10 @@ def _method(
     recipe: Recipe, inputs: InputStatistics, out_features: dict[str, int], act: Format | None
 ) -> Method:
     """The recipe's method, at the rank that its budget leaves for this input."""
-    if recipe.budget is None or recipe.bits.weight is None:
-        return recipe.method
-    return budget.within(
-        recipe.method, inputs.width, out_features, recipe.bits.weight, act, recipe.budget
-    )
+    method, fmt = recipe.method, recipe.bits.weight
+    if recipe.budget is None or fmt is None or not isinstance(method, Ranked):
+        return method
+    return budget.within(method, inputs.width, out_features, fmt, act, recipe.budget)
 
 
 def _weight(name: str, linear: nn.Module, inputs: InputStatistics) -> Tensor:

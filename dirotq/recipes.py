@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dirotq.formats import Format
-from dirotq.methods import Method
+from dirotq.methods import Method, Ranked
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,10 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.budget is not None and not 0 < self.budget <= 64:
             raise ValueError(f"budget={self.budget:g}, allowed are numbers above 0 up to 64")
+        if self.budget is not None and not isinstance(self.method, Ranked):
+            raise ValueError(
+                f"budget={self.budget:g}: method {self.method.name} has no rank to choose"
+            )
         for pattern in self.weight_only:
             try:
                 re.compile(pattern)

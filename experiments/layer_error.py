@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import shlex
 import statistics
 import sys
@@ -42,12 +41,12 @@ def main() -> None:
     calibration = Stages(build_job(compose_config(arguments.settings)))
     unseen = Stages(build_job(compose_config([*arguments.settings, "calib.prompt_set=quick"])))
     seen, held = calibration.statistics(), unseen.statistics()
-    rows = [
-        {"recipe": recipe, "seed": seed, **measure(calibration, recipe, seed, seen, held)}
-        for recipe in arguments.recipes
-        for seed in range(arguments.seeds)
-        if not print(f"{recipe}, seed {seed}", flush=True)
-    ]
+    rows = []
+    for recipe in arguments.recipes:
+        for seed in range(arguments.seeds):
+            print(f"{recipe}, seed {seed}", flush=True)
+            found = measure(calibration, recipe, seed, seen, held)
+            rows.append({"recipe": recipe, "seed": seed, **found})
     content = {
         "what": "mean over layers of ||y_quantized - y|| / ||y|| on unseen inputs; simulated, trained weights",
         "command": shlex.join(["python", "-m", "experiments.layer_error", *sys.argv[1:]]),
@@ -57,7 +56,7 @@ def main() -> None:
         "rows": rows,
     }
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write_json(arguments.out, json.loads(json.dumps(content)))
+    atomic_write_json(arguments.out, content)
 
 
 def measure(

@@ -1,5 +1,7 @@
 """budget= chooses the largest rank whose stored bits keep to it."""
 
+from dataclasses import replace
+
 import pytest
 
 import dirotq
@@ -67,6 +69,12 @@ def test_bases_of_heads_cannot_be_counted() -> None:
     assert (
         within(DiRotQ(rotation="dense", per_head=False), 320, READERS, WEIGHT, ACT, 25.0).rank >= 1
     )
+
+
+def test_a_recipe_of_a_method_without_a_rank_takes_no_budget() -> None:
+    recipe = dirotq.recipe("method=rtn")
+    with pytest.raises(ValueError, match="budget=5: method rtn has no rank to choose"):
+        replace(recipe, budget=5.0)
 
 
 def test_methods_without_a_rank_leave_it_out(caplog: pytest.LogCaptureFixture) -> None:

@@ -59,10 +59,17 @@ class Format(ABC):
     """A number format whose groups run along the last dimension.
 
     group: values that share a scale; None means the whole row. The last group of a row may be shorter.
+    Raises ValueError when `group` is not positive.
     """
 
     group: int | None
     kind: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        if self.group is not None and (type(self.group) is not int or self.group < 1):
+            raise ValueError(
+                f"{self.kind} format: group={self.group}, allowed are positive integers and null (per row)"
+            )
 
     @abstractmethod
     def fit(self, groups: Tensor, base: Tensor | None = None) -> Grid:

@@ -44,12 +44,6 @@ def _code_value(codes: Tensor) -> Tensor:
 class _FP4(Format):
     """E2M1 codes; how groups are scaled is left to the subclasses."""
 
-    def __post_init__(self) -> None:
-        if self.group is not None and (type(self.group) is not int or self.group < 1):
-            raise ValueError(
-                f"{self.kind} format: group={self.group}, allowed are positive integers and null (per row)"
-            )
-
     @abstractmethod
     def fit(self, groups: Tensor, base: Tensor | None = None) -> Grid: ...
 

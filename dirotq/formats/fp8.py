@@ -30,12 +30,6 @@ class FP8(Format):
 
     kind: ClassVar[str] = "fp8"
 
-    def __post_init__(self) -> None:
-        if self.group is not None and (type(self.group) is not int or self.group < 1):
-            raise ValueError(
-                f"{self.kind} format: group={self.group}, allowed are positive integers and null (per row)"
-            )
-
     def fit(self, groups: Tensor, base: Tensor | None = None) -> Grid:
         scales = groups.float().abs().amax(-1) * (1.0 / _TOP)
         return Grid(torch.where(scales < _SMALLEST_STEP, torch.ones_like(scales), scales))

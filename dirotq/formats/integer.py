@@ -31,12 +31,9 @@ class Integer(Format):
     kind: ClassVar[str] = "integer"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if type(self.bits) is not int or self.bits not in (4, 8):
             raise ValueError(f"integer format: bits={self.bits}, allowed are 4 and 8")
-        if self.group is not None and (type(self.group) is not int or self.group < 1):
-            raise ValueError(
-                f"integer format: group={self.group}, allowed are positive integers and null (per row)"
-            )
         if type(self.symmetric) is not bool:
             raise ValueError(
                 f"integer format: symmetric={self.symmetric}, allowed are true and false"

@@ -131,19 +131,19 @@ def measure(
         for name in [name for name in names if name.startswith("emoji_")]:
             _log.warning("metric %s is left out: the model has no feature network", name)
             names.remove(name)
+    if any(name.startswith("emoji_") for name in names):
+        network = load_feature_network(features.parent)
     values: dict[str, Tensor] = {}
     if "psnr" in names:
         values["psnr"] = fidelity.capped(fidelity.psnr(reference, images))
     if "ssim" in names:
         values["ssim"] = fidelity.ssim(reference, images)
     if "emoji_perceptual" in names:
-        network = load_feature_network(features.parent)
         values["emoji_perceptual"] = embedded.perceptual_distance(network, reference, images)
     found = {
         name: results.metric(bootstrap_mean(value, seed=seed)) for name, value in values.items()
     }
     if "emoji_frechet" in names and len(images) > 1:
-        network = load_feature_network(features.parent)
         both = (embedded.pooled_features(network, part) for part in (reference, images))
         found["emoji_frechet"] = results.metric(embedded.frechet_estimate(*both, seed=seed))
     return found, values

@@ -18,7 +18,6 @@ the weight; protect=int8 and fp8x2 store and multiply the protected coordinates 
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -26,8 +25,8 @@ import torch
 from torch import Tensor
 
 from dirotq.calibrate import InputStatistics
-from dirotq.formats import Encoded, Format, FP8x2, Integer
-from dirotq.methods.base import Method
+from dirotq.formats import Format, FP8x2, Integer
+from dirotq.methods.base import Ranked
 from dirotq.transforms import (
     Compact,
     Dense,
@@ -50,7 +49,7 @@ REFERENCES = ("low", "full")
 
 
 @dataclass(frozen=True)
-class DiRotQ(Method):
+class DiRotQ(Ranked):
     """rank: protected coordinates; an integer, or a fraction of the width below 1, which is rounded up to the
         activation group as in the paper.
     basis: "pca"; "joint", which also leaves little of the weight's energy to quantize; or for ablation "random" (a
@@ -80,10 +79,6 @@ class DiRotQ(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.rank < math.inf or (self.rank > 1 and self.rank != int(self.rank)):
-            raise ValueError(
-                f"rank={self.rank}, allowed are integers from 1 and fractions of the width below 1"
-            )
         for key, allowed in (
             ("basis", BASES),
             ("rotation", ROTATIONS),
@@ -97,19 +92,8 @@ class DiRotQ(Method):
         if self.block < 1 or self.block & (self.block - 1):
             raise ValueError(f"block={self.block}, allowed are powers of two")
 
-    def check_width(self, width: int, act: Format | None) -> None:
-        self.coordinates(width, act)
-
-    def coordinates(self, width: int, act: Format | None) -> int:
-        """Protected coordinates of an input of `width`; raises ValueError unless fewer than the width."""
-        group = (act.group if act is not None else None) or 1
-        high = math.ceil(self.rank * width / group) * group if self.rank < 1 else int(self.rank)
-        if high >= width:
-            raise ValueError(
-                f"rank={self.rank:g} protects {high} coordinates of an input of width {width}, "
-                f"allowed are integers from 1 to {width - 1} and fractions that round up to fewer"
-            )
-        return high
+    def multiple(self, act: Format | None) -> int:
+        return (act.group if act is not None else None) or 1
 
     def transform(
         self,
@@ -148,12 +132,8 @@ class DiRotQ(Method):
     def protect_format(self) -> Format | None:
         return PROTECTS[self.protect]
 
-    def round(
-        self, weight: Tensor, moment: Tensor | None, fmt: Format, mean: float
-    ) -> tuple[Encoded, bool]:
-        if moment is not None and self.gptq_reference == "low":
-            mean = float(moment.diagonal().mean())
-        return super().round(weight, moment, fmt, mean)
+    def damping_mean(self, mean: float) -> float | None:
+        return mean if self.gptq_reference == "full" else None
 
     def _subspace(
         self, moment: Tensor, weights: list[Tensor], high: int, generator: torch.Generator
@@ -175,7 +155,7 @@ class DiRotQ(Method):
         if self.basis == "random":
             return random_orthogonal(width, generator)
         if self.basis == "joint":
-            subspace = joint_subspace(moment, torch.cat(weights).cpu(), high, generator)
+            subspace = self._subspace(moment, weights, high, generator)
             rest = torch.eye(width, dtype=torch.float64) - subspace @ subspace.T
             outside = eigenbasis(rest)[1][:, high:]
             within = eigenbasis(outside.T @ moment.double() @ outside)[1]

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from dirotq.calibrate import InputStatistics
-from dirotq.formats import Encoded, Format
+from dirotq.formats import Format
 from dirotq.methods.base import Method
 from dirotq.transforms import Diagonal, Identity, Transform
 
@@ -78,14 +78,6 @@ class SmoothQuant(Method):
         return Diagonal(
             inputs.width, scales=smoothing_scales(inputs.absmax.double(), column, self.alpha)
         )
-
-    def round(
-        self, weight: Tensor, moment: Tensor | None, fmt: Format, mean: float
-    ) -> tuple[Encoded, bool]:
-        if moment is not None:
-            # `mean` is of the input before smoothing, whose outliers it is larger by.
-            mean = float(moment.diagonal().mean())
-        return super().round(weight, moment, fmt, mean)
 
 
 def smoothing_scales(act: Tensor, weight: Tensor, alpha: float) -> Tensor:

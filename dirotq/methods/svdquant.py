@@ -24,7 +24,6 @@ Changed:
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
@@ -33,16 +32,16 @@ import torch
 from torch import Tensor
 
 from dirotq.calibrate import InputStatistics
-from dirotq.formats import Encoded, Format
+from dirotq.formats import Format
 from dirotq.methods._lowrank import Factorize, Objective, randomized_svd, truncated_svd
-from dirotq.methods.base import Method
+from dirotq.methods.base import Ranked
 from dirotq.transforms import LowRank, Transform
 
 SVDS = ("exact", "randomized")
 
 
 @dataclass(frozen=True)
-class SVDQuant(Method):
+class SVDQuant(Ranked):
     """rank: columns of the branch; an integer, or a fraction of the width below 1, which is rounded up. It is capped at
         the output features of all linears that read the input: a factor of so many columns holds the whole weight.
     search: choose the smoothing by the output error; otherwise there is none.
@@ -64,28 +63,11 @@ class SVDQuant(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.rank < math.inf or (self.rank > 1 and self.rank != int(self.rank)):
-            raise ValueError(
-                f"rank={self.rank}, allowed are integers from 1 and fractions of the width below 1"
-            )
         for key, value in (("num_grids", self.num_grids), ("iterations", self.iterations)):
             if value < 1:
                 raise ValueError(f"{key}={value}, allowed are integers from 1")
         if self.svd not in SVDS:
             raise ValueError(f"svd={self.svd}, allowed are {', '.join(SVDS)}")
-
-    def check_width(self, width: int, act: Format | None) -> None:
-        self.columns(width)
-
-    def columns(self, width: int) -> int:
-        """Columns of the branch at an input of `width`; raises ValueError unless fewer than the width."""
-        high = math.ceil(self.rank * width) if self.rank < 1 else int(self.rank)
-        if high >= width:
-            raise ValueError(
-                f"rank={self.rank:g} gives a branch of {high} columns to an input of width {width}, "
-                f"allowed are integers from 1 to {width - 1} and fractions that round up to fewer"
-            )
-        return high
 
     def transform(
         self,
@@ -95,7 +77,7 @@ class SVDQuant(Method):
         act: Format | None,
     ) -> Transform:
         weight = torch.cat(weights).detach().float()
-        rank = min(self.columns(inputs.width), weight.shape[0])
+        rank = min(self.coordinates(inputs.width, act), weight.shape[0])
         factorize = self._factorize(inputs, rank, weight)
         if fmt is None:
             up, down = factorize(weight)
@@ -110,14 +92,7 @@ class SVDQuant(Method):
         return LowRank(inputs.width, rank, found.scales, found.down, found.up)
 
     def blank(self, width: int, act: Format | None) -> Transform:
-        return LowRank(width, self.columns(width))
-
-    def round(
-        self, weight: Tensor, moment: Tensor | None, fmt: Format, mean: float
-    ) -> tuple[Encoded, bool]:
-        if moment is not None:
-            mean = float(moment.diagonal().mean())  # `mean` is that of the input before smoothing
-        return super().round(weight, moment, fmt, mean)
+        return LowRank(width, self.coordinates(width, act))
 
     def _factorize(self, inputs: InputStatistics, rank: int, weight: Tensor) -> Factorize:
         if self.svd == "exact":

@@ -25,5 +25,10 @@ def eigenbasis(moment: Tensor) -> tuple[Tensor, Tensor]:
     Each column's sign is fixed (its largest entry is positive), so that the basis does not depend on the solver.
     """
     values, vectors = torch.linalg.eigh(moment.double())
+    return values, signed(vectors)
+
+
+def signed(vectors: Tensor) -> Tensor:
+    """Columns [K, n] with signs such that the largest entry of each is positive."""
     largest = vectors.abs().argmax(dim=0, keepdim=True)
-    return values, vectors * vectors.gather(0, largest).sign()
+    return vectors * vectors.gather(0, largest).sign()

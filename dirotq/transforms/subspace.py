@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dirotq.transforms.orthogonal import eigenbasis
+from dirotq.transforms.orthogonal import eigenbasis, signed
 
 _OVERSAMPLING = 16
 _ROUNDS = 40
@@ -33,7 +33,7 @@ def top_subspace(moment: Tensor, rank: int, generator: torch.Generator) -> Tenso
         values, vectors = torch.linalg.eigh(basis.T @ image)
         found = float(values[-rank:].sum())
         if abs(found - energy) <= _SETTLED * (total - found):
-            return _signed((basis @ vectors)[:, -rank:])
+            return signed((basis @ vectors)[:, -rank:])
         energy = found
         basis = torch.linalg.qr(image)[0]
     return eigenbasis(moment)[1][:, width - rank :]
@@ -49,8 +49,7 @@ def joint_subspace(
     H / E_x + WᵀW / E_w, found as a fixed point that starts at the principal subspace of H. The best of all rounds.
     """
     moment = moment.double()
-    gram = weight.double().T @ weight.double()
-    gram = gram.to(moment.device)
+    gram = (weight.double().T @ weight.double()).to(moment.device)
     subspace = top_subspace(moment, rank, generator)
     best, least = subspace, float("inf")
     for _ in range(rounds + 1):
@@ -65,9 +64,3 @@ def joint_subspace(
 
 def _energy_outside(matrix: Tensor, subspace: Tensor) -> float:
     return float(matrix.diagonal().sum() - ((matrix @ subspace) * subspace).sum())
-
-
-def _signed(vectors: Tensor) -> Tensor:
-    """Columns whose largest entry is positive."""
-    largest = vectors.abs().argmax(dim=0, keepdim=True)
-    return vectors * vectors.gather(0, largest).sign()

@@ -241,11 +241,16 @@ def test_a_checkpoint_comes_back_bitwise(svd: str, tmp_path: Path) -> None:
 
 
 def test_rank_is_a_number_or_a_fraction_and_no_more_than_the_outputs() -> None:
-    assert [SVDQuant(rank=rank).columns(320) for rank in (1, 32, 0.1, 0.001)] == [1, 32, 32, 1]
+    assert [SVDQuant(rank=rank).coordinates(320, None) for rank in (1, 32, 0.1, 0.001)] == [
+        1,
+        32,
+        32,
+        1,
+    ]
     assert transform(SVDQuant(rank=32), [decaying(5), decaying(6)]).high == 11
     assert SVDQuant(rank=0.1).blank(320, ACT).to_dict() == LowRank(320, 32).to_dict()
     for rank in (128, 0.999):
-        with pytest.raises(ValueError, match=rf"rank={rank} gives a branch of 128 columns"):
+        with pytest.raises(ValueError, match=rf"rank={rank} protects 128 coordinates"):
             SVDQuant(rank=rank).check_width(WIDTH, ACT)
 
 

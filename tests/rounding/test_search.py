@@ -121,7 +121,7 @@ def test_methods_round_on_the_searched_grid() -> None:
     assert torch.equal(found.grid.scales, grid.scales)
     method = RTN(rounding="gptq", scale_search=True)
     found, fallback = method.round(case.weight, case.moment, fmt, 1.0)
-    expected = gptq(case.weight, case.moment, fmt, mean=1.0, grid=grid)
+    expected = gptq(case.weight, case.moment, fmt, grid=grid)
     assert not fallback
     assert expected is not None
     assert torch.equal(found.codes, expected.codes)
