@@ -65,9 +65,12 @@ def _group_quantize_kernel(
     tl.store(out_ptr + offsets, codes * scale[:, None], mask=inside)
 
 
-def group_quantize(x: Tensor, group: int, bits: int, symmetric: bool) -> Tensor:
+def group_quantize(
+    x: Tensor, group: int, bits: int, symmetric: bool, unsigned: bool = False
+) -> Tensor:
     """Quantize `x` [..., K] to `bits` per group of `group` values and decode it: float32 [..., K].
 
+    unsigned, of a symmetric format: codes from 0, for values that are not negative.
     Raises ValueError when `group` does not divide K.
     """
     if x.shape[-1] % group:
@@ -77,7 +80,8 @@ def group_quantize(x: Tensor, group: int, bits: int, symmetric: bool) -> Tensor:
     num_groups = x.numel() // group
     if not num_groups:
         return out
-    high = (1 << (bits - 1)) - 1 if symmetric else (1 << bits) - 1
+    signed = symmetric and not unsigned
+    high = (1 << (bits - 1)) - 1 if signed else (1 << bits) - 1
     width = triton.next_power_of_2(group)
     rows = max(1, _VALUES_PER_PROGRAM // width)
     _group_quantize_kernel[(triton.cdiv(num_groups, rows),)](
@@ -85,7 +89,7 @@ def group_quantize(x: Tensor, group: int, bits: int, symmetric: bool) -> Tensor:
         out,
         num_groups,
         1.0 / high,
-        float(-high if symmetric else 0),
+        float(-high if signed else 0),
         float(high),
         GROUP=group,
         WIDTH=width,
@@ -96,10 +100,13 @@ def group_quantize(x: Tensor, group: int, bits: int, symmetric: bool) -> Tensor:
     return out
 
 
-def group_quantize_ref(x: Tensor, group: int, bits: int, symmetric: bool) -> Tensor:
-    """The definition, in PyTorch: what `dirotq.formats.Integer(group, bits, symmetric).quantize(x)` computes."""
+def group_quantize_ref(
+    x: Tensor, group: int, bits: int, symmetric: bool, unsigned: bool = False
+) -> Tensor:
+    """The definition, in PyTorch: `quantize(x)` of `dirotq.formats.Integer(group, bits, symmetric, unsigned)`."""
     groups = x.float().unflatten(-1, (-1, group))
-    high = (1 << (bits - 1)) - 1 if symmetric else (1 << bits) - 1
+    signed = symmetric and not unsigned
+    high = (1 << (bits - 1)) - 1 if signed else (1 << bits) - 1
     if symmetric:
         extent = groups.abs().amax(-1, keepdim=True)
     else:
@@ -108,6 +115,6 @@ def group_quantize_ref(x: Tensor, group: int, bits: int, symmetric: bool) -> Ten
     scale = torch.where(scale == 0, 1.0, scale)
     steps = groups / scale
     if symmetric:
-        return (steps.round().clamp(-high, high) * scale).flatten(-2)
+        return (steps.round().clamp(-high if signed else 0, high) * scale).flatten(-2)
     zero = (-groups.amin(-1, keepdim=True) / scale).bfloat16().float()
     return (((steps + zero).round().clamp(0, high) - zero) * scale).flatten(-2)

@@ -20,6 +20,8 @@ _E4M3_TOP = 448.0
 _E4M3_SMALLEST = 2.0**-9
 # Below it, products of base and scale could leave float32's normal range.
 _SMALLEST_BASE = 2.0**-100
+# A float32's highest bits are its exponent and the first bit of its mantissa: fp4h's indices but for this, 2 (127 - 8).
+_LADDER_BITS = 238
 
 
 def _nearest_code(steps: Tensor) -> Tensor:
@@ -68,8 +70,10 @@ class _FP4(Format):
     def _groups(self, x: Tensor) -> Tensor:
         # Zeros fill up a short last group: they have no error, whatever the scale.
         group = self.group or x.shape[-1]
-        padded = torch.nn.functional.pad(x, (0, -x.shape[-1] % group))
-        groups: Tensor = padded.unflatten(-1, (-1, group))
+        missing = -x.shape[-1] % group
+        if missing:
+            x = torch.nn.functional.pad(x, (0, missing))
+        groups: Tensor = x.unflatten(-1, (-1, group))
         return groups
 
 
@@ -125,13 +129,12 @@ class MXFP4(_FP4):
 
     def fit(self, groups: Tensor, base: Tensor | None = None) -> Grid:
         extent = groups.float().abs().amax(-1)
-        _, exponent = torch.frexp(extent)  # extent = m 2^exponent, m in [0.5, 1)
-        exponent = torch.where(extent == 0, torch.zeros_like(exponent), exponent - 3)
-        return Grid((exponent.clamp(-126, 127) + 127).to(torch.uint8))
+        # A float32's exponent has the same bias. The smallest step, 2^-126, is not subnormal.
+        scales = ((extent.view(torch.int32) >> 23) - 2).clamp(min=1)
+        return Grid(torch.where(extent == 0, torch.full_like(scales, 127), scales).to(torch.uint8))
 
     def step(self, grid: Grid) -> Tensor:
-        exponent = grid.scales.to(torch.int32) - 127
-        return torch.ldexp(torch.ones_like(exponent, dtype=torch.float32), exponent)
+        return (grid.scales.to(torch.int32) << 23).view(torch.float32)
 
     @property
     def scale_dtype(self) -> torch.dtype:
@@ -145,8 +148,9 @@ class FP4H(_FP4):
     Group scales are 2^e (e from -8 to 6) or 1.5 x 2^e (e from -7 to 5), over one float32 base a row,
     base = row absmax / 384. A code times such a scale has at most four significant bits and lies between 2^-9 and 384,
     so it is an E4M3 number, and one FP8 product with row scales computes the 4-bit product without a per-group
-    epilogue. Of the scales around group absmax / 6 the one of least squared error is chosen. Stored: 2 (e + 8), plus 1
-    for 1.5.
+    epilogue. Of the scales around group absmax / 6 the one of least squared error is chosen, the smallest of equals;
+    the squares are summed by pairs (`_pair_sum`), so that every device chooses the same. Stored: 2 (e + 8), plus 1 for
+    1.5.
     """
 
     kind: ClassVar[str] = "fp4h"
@@ -162,7 +166,7 @@ class FP4H(_FP4):
             scales = _nearby(wanted, offset)
             step = (_ladder(scales) * base)[..., None]
             error = (self.values(self.nearest(groups, step, None), step, None) - groups).square()
-            total = error.sum(-1)
+            total = _pair_sum(error)
             better = total < least
             best, least = torch.where(better, scales, best), torch.where(better, total, least)
         return Grid(best.to(torch.uint8), None, base)
@@ -186,10 +190,19 @@ def _base(largest: Tensor, top: float) -> Tensor:
     return torch.where(base < _SMALLEST_BASE, torch.ones_like(base), base)
 
 
+def _pair_sum(x: Tensor) -> Tensor:
+    """Sum over the last dimension, float32: neighbours, then neighbouring sums, and so on, after zeros up to 2^n."""
+    width = x.shape[-1]
+    x = torch.nn.functional.pad(x, (0, (1 << (width - 1).bit_length()) - width))
+    while x.shape[-1] > 1:
+        x = x[..., 0::2] + x[..., 1::2]
+    return x[..., 0]
+
+
 def _below(scale: Tensor) -> Tensor:
     """Index on fp4h's ladder of the largest scale that is at most `scale`, int32."""
-    mantissa, exponent = torch.frexp(scale.clamp(2.0**-8, 64.0))
-    return _nearby(2 * (exponent + 7) + (mantissa >= 0.75), 0)
+    bits = scale.clamp(2.0**-8, 64.0).view(torch.int32) >> 22
+    return _nearby(bits - _LADDER_BITS, 0)
 
 
 def _nearby(index: Tensor, offset: int) -> Tensor:
@@ -199,6 +212,5 @@ def _nearby(index: Tensor, offset: int) -> Tensor:
 
 
 def _ladder(index: Tensor) -> Tensor:
-    """Group scales of fp4h from their indices, float32."""
-    mantissa = 1.0 + 0.5 * (index % 2).float()
-    return torch.ldexp(mantissa, torch.div(index, 2, rounding_mode="floor") - 8)
+    """Group scales of fp4h from their indices, int32, in float32."""
+    return ((index + _LADDER_BITS) << 22).view(torch.float32)

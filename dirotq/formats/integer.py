@@ -1,4 +1,4 @@
-"""Integer formats: `int4` and `int8`, symmetric or with a zero point, per group or per row."""
+"""Integer formats: `int4` and `int8`, symmetric, unsigned or with a zero point, per group or per row."""
 
 from __future__ import annotations
 
@@ -16,28 +16,35 @@ class Integer(Format):
     """Codes on an even grid.
 
     symmetric: codes in [-q, q], q = 2^(bits-1) - 1, value = code * scale, scale = absmax / q.
-    otherwise: codes in [0, 2^bits - 1], value = (code - zero) * scale, scale = (max - min) / (2^bits - 1),
+    unsigned: codes in [0, 2^bits - 1], value = code * scale, scale = absmax / (2^bits - 1): for values that are not
+        negative. Those that are become 0.
+    neither: codes in [0, 2^bits - 1], value = (code - zero) * scale, scale = (max - min) / (2^bits - 1),
         zero = -min / scale, not rounded to an integer. Its 8 bits are enough where a group straddles zero; a group far
         from zero decodes to the relative accuracy of bfloat16, 2^-8.
     Scales and zero points are bfloat16 and are rounded before they are used, so that a decoder sees the
     numbers the encoder used. The INT W4A4 rows of SVDQuant (arXiv 2411.05007) use the symmetric form on both
     sides, those of DiRotQ (arXiv 2605.16732) the asymmetric one for activations.
 
-    Raises ValueError when `bits` is not 4 or 8 or `group` is not positive.
+    unsigned is a form of symmetric, without a zero point as it is.
+    Raises ValueError when `bits` is not 4 or 8, `group` is not positive, or a format is unsigned but not symmetric.
     """
 
     bits: int = 4
     symmetric: bool = True
+    unsigned: bool = False
     kind: ClassVar[str] = "integer"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if type(self.bits) is not int or self.bits not in (4, 8):
             raise ValueError(f"integer format: bits={self.bits}, allowed are 4 and 8")
-        if type(self.symmetric) is not bool:
-            raise ValueError(
-                f"integer format: symmetric={self.symmetric}, allowed are true and false"
-            )
+        for key in ("symmetric", "unsigned"):
+            if type(getattr(self, key)) is not bool:
+                raise ValueError(
+                    f"integer format: {key}={getattr(self, key)}, allowed are true and false"
+                )
+        if self.unsigned and not self.symmetric:
+            raise ValueError("integer format: unsigned=true, allowed is false beside a zero point")
 
     def fit(self, groups: Tensor, base: Tensor | None = None) -> Grid:
         groups = groups.float()
@@ -61,7 +68,7 @@ class Integer(Format):
 
     @property
     def code_dtype(self) -> torch.dtype:
-        return torch.int8 if self.symmetric else torch.uint8
+        return torch.int8 if self._signed else torch.uint8
 
     @property
     def code_bits(self) -> int:
@@ -73,11 +80,15 @@ class Integer(Format):
 
     @property
     def _low(self) -> int:
-        return -self._high if self.symmetric else 0
+        return -self._high if self._signed else 0
 
     @property
     def _high(self) -> int:
-        return (1 << (self.bits - 1)) - 1 if self.symmetric else (1 << self.bits) - 1
+        return (1 << (self.bits - 1)) - 1 if self._signed else (1 << self.bits) - 1
+
+    @property
+    def _signed(self) -> bool:
+        return self.symmetric and not self.unsigned
 
 
 def _scale(extent: Tensor, steps: int) -> Tensor:

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
 
+@lru_cache(maxsize=64)
 def hadamard(
     size: int, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu"
 ) -> Tensor:
-    """Symmetric orthogonal matrix [size, size] with entries ±1/sqrt(size); raises ValueError unless a power of two."""
+    """Symmetric orthogonal matrix [size, size] with entries ±1/sqrt(size). Shared: not to be changed in place.
+
+    Raises ValueError unless `size` is a power of two.
+    """
     if size < 1 or size & (size - 1):
         raise ValueError(f"hadamard: size={size}, allowed are powers of two")
-    matrix = torch.ones(1, 1, dtype=torch.float64)
-    while matrix.shape[0] < size:
-        matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)])
-    normalized: Tensor = matrix / size**0.5
-    return normalized.to(dtype=dtype, device=device)
+    # What is kept must serve callers in other contexts: no inference tensor, the CPU named against default devices.
+    with torch.inference_mode(False):
+        matrix = torch.ones(1, 1, dtype=torch.float64, device="cpu")
+        while matrix.shape[0] < size:
+            matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)])
+        normalized: Tensor = matrix / size**0.5
+        return normalized.to(dtype).to(device)
 
 
 def blocks(width: int, size: int) -> list[tuple[int, int]]:

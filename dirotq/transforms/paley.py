@@ -8,7 +8,7 @@ Hadamard matrices too; they are applied factor by factor, and never formed.
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, lru_cache
 from math import isqrt
 
 import torch
@@ -30,15 +30,24 @@ def construct(order: int) -> Tensor:
         raise ValueError(
             f"hadamard: order={order}, allowed are 2^a, q + 1 (primes q = 3 mod 4) and 2 (q + 1) (q = 1 mod 4)"
         )
-    if _is_power_of_two(order):
-        return hadamard(order).sign().to(torch.int8)
-    if _is_first(order):
-        return _bordered(order - 1) + torch.eye(order, dtype=torch.int8)
-    bordered = _bordered(order // 2 - 1)
-    identity = torch.eye(order // 2, dtype=torch.int8)
-    symmetric = torch.tensor([[1, 1], [1, -1]], dtype=torch.int8)
-    turned = torch.tensor([[1, -1], [-1, -1]], dtype=torch.int8)
-    return torch.kron(bordered, symmetric) + torch.kron(identity, turned)
+    # What is kept must serve callers in other contexts: no inference tensor, the CPU named against default devices.
+    with torch.inference_mode(False), torch.device("cpu"):
+        if _is_power_of_two(order):
+            return hadamard(order).sign().to(torch.int8)
+        if _is_first(order):
+            return _bordered(order - 1) + torch.eye(order, dtype=torch.int8)
+        bordered = _bordered(order // 2 - 1)
+        identity = torch.eye(order // 2, dtype=torch.int8)
+        symmetric = torch.tensor([[1, 1], [1, -1]], dtype=torch.int8)
+        turned = torch.tensor([[1, -1], [-1, -1]], dtype=torch.int8)
+        return torch.kron(bordered, symmetric) + torch.kron(identity, turned)
+
+
+@lru_cache(maxsize=64)
+def constructed(order: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """`construct(order)` in a dtype, on a device. Shared: not to be changed in place."""
+    with torch.inference_mode(False):
+        return construct(order).to(dtype).to(device)
 
 
 @cache

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dirotq.transforms.base import Transform
 from dirotq.transforms.orthogonal import random_orthogonal
-from dirotq.transforms.paley import construct, factor
+from dirotq.transforms.paley import construct, constructed, factor
 
 
 class Hadamard(Transform):
@@ -79,9 +79,9 @@ class Hadamard(Transform):
     def _apply_factors(self, x: Tensor, mixing: Tensor | None) -> Tensor:
         # The factors keep their ±1, exact in every dtype; scaling first keeps float16 from overflowing.
         x = x * self.signs.to(x.dtype) * math.prod(self.orders) ** -0.5
-        factors = [] if mixing is None else [mixing]
-        for matrix in [*factors, *(construct(order) for order in self.orders)]:
-            x = _rotate_leading(x, matrix.to(device=x.device, dtype=x.dtype))
+        factors = [] if mixing is None else [mixing.to(device=x.device, dtype=x.dtype)]
+        for matrix in [*factors, *(constructed(order, x.dtype, x.device) for order in self.orders)]:
+            x = _rotate_leading(x, matrix)
         return x
 
 

@@ -9,30 +9,40 @@ from dirotq.transforms.orthogonal import eigenbasis, signed
 
 _OVERSAMPLING = 16
 _ROUNDS = 40
+_WARM_ROUNDS = 4
 _SETTLED = 1e-3
 
 
-def top_subspace(moment: Tensor, rank: int, generator: torch.Generator) -> Tensor:
+def top_subspace(
+    moment: Tensor, rank: int, generator: torch.Generator, start: Tensor | None = None
+) -> Tensor:
     """Orthonormal columns [K, rank], float64, ascending, that span the leading eigenvectors of `moment` [K, K].
 
     Block subspace iteration with Rayleigh-Ritz (Halko, Martinsson, Tropp, arXiv 0909.4061, section 4.5), stopped when
     a round gains less than a thousandth of the energy that is still outside, which is what will be quantized; a full
     `eigh`, which is as quick then, where the block would be an eighth of the width or more, where the width is small,
     and where 40 rounds do not settle. Eigenvalues that are close may mix at the border of the subspace: what is
-    promised is the energy, not the vectors.
+    promised is the energy, not the vectors. start: columns [K, rank] near the answer, from which four rounds at
+    most are made, and no `eigh`: for a caller that comes again.
     """
-    width, block = moment.shape[0], rank + _OVERSAMPLING
-    if width < 1024 or 8 * block >= width:
+    width, block = moment.shape[0], min(rank + _OVERSAMPLING, moment.shape[0])
+    quick = width >= 1024 and 8 * block < width
+    if not quick and (start is None or 2 * block > width):
         return eigenbasis(moment)[1][:, width - rank :]
     moment = moment.double()
-    start = torch.randn(width, block, dtype=torch.float64, generator=generator)
-    basis = torch.linalg.qr(moment @ start.to(moment.device))[0]
+    fresh = block if start is None else block - rank
+    columns = torch.randn(width, fresh, dtype=torch.float64, generator=generator).to(moment.device)
+    if start is not None:
+        columns = torch.cat([columns, start.to(columns)], dim=1)
+    basis = torch.linalg.qr(moment @ columns)[0]
     total, energy = float(moment.diagonal().sum()), 0.0
-    for _ in range(_ROUNDS):
+    last = _ROUNDS if start is None else _WARM_ROUNDS
+    for number in range(1, last + 1):
         image = moment @ basis
         values, vectors = torch.linalg.eigh(basis.T @ image)
         found = float(values[-rank:].sum())
-        if abs(found - energy) <= _SETTLED * (total - found):
+        settled = abs(found - energy) <= _SETTLED * (total - found)
+        if settled or (start is not None and number == last):
             return signed((basis @ vectors)[:, -rank:])
         energy = found
         basis = torch.linalg.qr(image)[0]
@@ -58,7 +68,8 @@ def joint_subspace(
             best, least = subspace, outside[0] * outside[1]
         if min(outside) <= 0:
             break
-        subspace = top_subspace(moment / outside[0] + gram / outside[1], rank, generator)
+        mixed = moment / outside[0] + gram / outside[1]
+        subspace = top_subspace(mixed, rank, generator, start=subspace)
     return best
 
 

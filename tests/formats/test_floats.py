@@ -18,6 +18,7 @@ from dirotq.formats import (
     pack_nibbles,
     unpack_nibbles,
 )
+from dirotq.formats.fp4 import _pair_sum
 from tests.support.decode import E2M1, decode
 
 FP4 = [
@@ -127,6 +128,14 @@ def test_fp4h_chooses_no_worse_than_the_scale_that_just_fits(x: Tensor) -> None:
 
     # 64 x base = row absmax / 6: index 28. Errors are summed in float32 inside.
     assert error(int(grid.scales)) <= error(28) * (1 + 2.0**-18)
+
+
+def test_errors_are_summed_by_pairs() -> None:
+    # One after the other: 1e8 + 1 = 1e8, 0, 1. By pairs: 1e8 + (-1e8). The width is filled up to 4 and 8.
+    assert float(_pair_sum(torch.tensor([1e8, 1.0, -1e8, 1.0]))) == 0
+    assert float(_pair_sum(torch.tensor([1e8, 1.0, -1e8]))) == 0
+    assert float(_pair_sum(torch.tensor([1e8, -1e8, 1.0, 1.0, 1.0]))) == 3
+    assert float(_pair_sum(torch.tensor([7.0]))) == 7
 
 
 def test_nvfp4_rounds_the_scale_before_it_divides() -> None:

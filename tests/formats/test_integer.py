@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from dirotq import formats
-from dirotq.formats import Encoded, Integer, pack_nibbles
+from dirotq.formats import Encoded, Integer, pack_nibbles, unpack_nibbles
 
 EVERY = [
     Integer(group=group, bits=bits, symmetric=symmetric)
@@ -27,7 +27,13 @@ ROW = st.lists(VALUE, min_size=1, max_size=20).map(
 
 
 def name(fmt: Integer) -> str:
-    return f"{'sym' if fmt.symmetric else 'asym'}{fmt.bits}-g{fmt.group or 'row'}"
+    kind = "unsigned" if fmt.unsigned else "sym" if fmt.symmetric else "asym"
+    return f"{kind}{fmt.bits}-g{fmt.group or 'row'}"
+
+
+UNSIGNED = [
+    Integer(group=group, bits=bits, unsigned=True) for group in (None, 1, 3, 8) for bits in (4, 8)
+]
 
 
 def top(fmt: Integer) -> int:
@@ -61,6 +67,37 @@ def test_symmetric_grids_reproduce_themselves(fmt: Integer, x: Tensor) -> None:
     # The largest code of a group is the top one, and top * scale / top is exact in float32.
     assert torch.equal(once.codes, again.codes)
     assert torch.equal(fmt.decode(once), fmt.decode(again))
+
+
+@pytest.mark.parametrize("fmt", UNSIGNED, ids=name)
+@settings(deadline=None, max_examples=30)
+@given(x=ROW)
+def test_unsigned_codes_of_values_that_are_not_negative(fmt: Integer, x: Tensor) -> None:
+    x, most = x.abs(), 2**fmt.bits - 1
+    encoded = fmt.encode(x)
+    assert encoded.codes.dtype == torch.uint8
+    assert encoded.grid.zeros is None
+    assert int(encoded.codes.max()) <= most
+    step = fmt.expand(encoded.grid, x.shape[1])[0].double()
+    decoded = fmt.decode(encoded)
+    assert torch.equal(decoded.double(), encoded.codes * step)
+    assert torch.equal(decoded, fmt.quantize(x))
+    # Half a step, or what lies beyond the top code, whose bfloat16 scale is off by up to 2^-8 of itself; float32
+    # arithmetic adds 2^-22 of the code.
+    steps = max(0.5, most * 2.0**-8 / (1 - 2.0**-8)) + (most + 1) * 2.0**-22
+    assert bool(((decoded.double() - x.double()).abs() <= step * steps).all())
+
+
+def test_unsigned_codes_written_out() -> None:
+    fmt = Integer(group=4, unsigned=True)
+    encoded = fmt.encode(torch.tensor([[15.0, 0.0, 2.5, 0.6, 30.0, -4.0, 3.0, 16.8]]))
+    assert encoded.grid.scales.tolist() == [[1.0, 2.0]]
+    assert encoded.codes.tolist() == [[15, 0, 2, 1, 15, 0, 2, 8]]  # ties to even: 2.5, 1.5
+    packed = pack_nibbles(encoded.codes)
+    assert packed.tolist() == [[0x0F, 0x12, 0x0F, 0x82]]
+    assert torch.equal(unpack_nibbles(packed, 8) & 15, encoded.codes)
+    assert fmt.bits_per_value(64) == Integer(group=4).bits_per_value(64)
+    assert formats.from_dict(json.loads(json.dumps(fmt.to_dict()))) == fmt
 
 
 @pytest.mark.parametrize("fmt", EVERY, ids=name)
@@ -169,6 +206,8 @@ def test_dictionary_round_trip_goes_through_json() -> None:
         ({"group": "all"}, "group=all, allowed are positive integers"),
         ({"group": True}, "group=True, allowed are positive integers"),
         ({"group": 64, "symmetric": "no"}, "symmetric=no, allowed are true and false"),
+        ({"group": 64, "unsigned": 1}, "unsigned=1, allowed are true and false"),
+        ({"group": 64, "symmetric": False, "unsigned": True}, "allowed is false beside a zero"),
     ],
     ids=str,
 )

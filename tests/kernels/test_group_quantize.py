@@ -7,14 +7,16 @@ from dirotq_kernels.group_quantize import group_quantize, group_quantize_ref
 from dirotq.formats import Integer
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-FORMATS = [(4, True), (4, False), (8, True), (8, False)]
+FORMATS = [
+    (bits, *kind) for bits in (4, 8) for kind in ((True, False), (True, True), (False, False))
+]
 SHAPES = [(1, 64, 64), (17, 320, 64), (31, 1152, 64), (3, 1152, 1152), (5, 72, 24), (2, 48, 16)]
 
 
-@pytest.mark.parametrize(("bits", "symmetric"), FORMATS)
+@pytest.mark.parametrize(("bits", "symmetric", "unsigned"), FORMATS)
 @pytest.mark.parametrize(("rows", "width", "group"), SHAPES)
 def test_kernel_is_bitwise_the_format(
-    bits: int, symmetric: bool, rows: int, width: int, group: int
+    bits: int, symmetric: bool, unsigned: bool, rows: int, width: int, group: int
 ) -> None:
     generator = torch.Generator().manual_seed(rows * width + bits)
     x = (
@@ -23,9 +25,9 @@ def test_kernel_is_bitwise_the_format(
     )
     x[0, :group] = 0.0  # a group without extent
     x[-1, -1] = 1000.0  # one outlier
-    got = group_quantize(x.to(DEVICE), group, bits, symmetric).cpu()
-    assert torch.equal(got, Integer(group, bits, symmetric).quantize(x))
-    assert torch.equal(got, group_quantize_ref(x, group, bits, symmetric))
+    got = group_quantize(x.to(DEVICE), group, bits, symmetric, unsigned).cpu()
+    assert torch.equal(got, Integer(group, bits, symmetric, unsigned).quantize(x))
+    assert torch.equal(got, group_quantize_ref(x, group, bits, symmetric, unsigned))
 
 
 @pytest.mark.parametrize("symmetric", [True, False])

@@ -120,3 +120,17 @@ def test_blocks_cover_the_width_and_the_product_is_its_own_inverse(width: int, p
     x = torch.randn(3, width, dtype=torch.float64, generator=torch.Generator().manual_seed(width))
     twice = block_hadamard(block_hadamard(x, 1 << power), 1 << power)
     torch.testing.assert_close(twice, x, rtol=0, atol=1e-12)
+
+
+def test_the_kept_matrix_serves_every_context() -> None:
+    hadamard.cache_clear()
+    with torch.inference_mode(), torch.device("meta"):
+        first = hadamard(4, torch.float32)
+    assert first.device.type == "cpu"
+    assert not first.is_inference()
+    assert hadamard(4, torch.float32) is first
+    other = hadamard(4, torch.bfloat16)
+    assert other.dtype == torch.bfloat16
+    x = torch.randn(2, 12, requires_grad=True)
+    block_hadamard(x, 4).sum().backward()  # an inference tensor could not be saved for it
+    assert x.grad is not None

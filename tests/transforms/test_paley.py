@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dirotq.transforms.paley import construct, factor
+from dirotq.transforms.paley import construct, constructed, factor
 
 SYLVESTER = [1, 2, 4, 8, 64, 256]
 FIRST = [12, 20, 24, 44, 48, 60, 72, 80, 140, 200]  # q + 1, q = 3 mod 4
@@ -46,6 +46,21 @@ def test_every_order_up_to_100_that_the_constructions_reach() -> None:
 def test_other_orders_raise(order: int) -> None:
     with pytest.raises(ValueError, match=rf"hadamard: order={order}, allowed are 2\^a, q \+ 1"):
         construct(order)
+
+
+@pytest.mark.parametrize("order", [8, 12, 28])
+def test_the_kept_matrix_serves_every_context(order: int) -> None:
+    construct.cache_clear()
+    constructed.cache_clear()
+    with torch.inference_mode(), torch.device("meta"):
+        plain = construct(order)
+        cast = constructed(order, torch.float32, torch.device("cpu"))
+    assert plain.device.type == cast.device.type == "cpu"
+    assert not plain.is_inference()
+    assert not cast.is_inference()
+    assert torch.equal(cast, plain.float())
+    assert constructed(order, torch.float32, torch.device("cpu")) is cast
+    assert constructed(order, torch.float64, torch.device("cpu")).dtype == torch.float64
 
 
 @pytest.mark.parametrize("width", WIDTHS)
