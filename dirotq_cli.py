@@ -14,3 +14,36 @@ def main() -> None:
             "\nstopped; finished stages are kept, and the same command goes on from there\n"
         )
         sys.exit(130)  # what a shell reports for Ctrl-C
+
+
+def report() -> None:
+    """Run `dirotq-report`; see dirotq.report.app."""
+    try:
+        from dirotq.report.app import main as run
+
+        run()
+    except KeyboardInterrupt:
+        sys.stderr.write("\nstopped\n")
+        sys.exit(130)
+
+
+def judge() -> None:
+    """Run `dirotq-judge`; see dirotq.judge.app."""
+    try:
+        from dirotq.judge.app import main as run
+
+        run()
+    except KeyboardInterrupt:
+        sys.stderr.write("\nstopped; answers are kept, and the same command goes on from there\n")
+        sys.exit(130)
+
+
+def cache() -> None:
+    """Run `dirotq-cache`; see dirotq.lab.cache_command."""
+    try:
+        from dirotq.lab.cache_command import main as run
+
+        run()
+    except KeyboardInterrupt:
+        sys.stderr.write("\nstopped\n")
+        sys.exit(130)
