@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -29,6 +30,7 @@ class InputStatistics:
     members: names of the linears that read it, in forward order.
     moment: XᵀX / n [K, K] float64, uncentred. absmax: [K] float32. rows: n, tokens seen.
     sample: [s, K] float32, rows spread evenly over the batches, for error estimates.
+    lowest: the least number of all, -inf where it is not known.
     heads: attention heads whose outputs the input is made of, one after the other; 1 where it is none.
     """
 
@@ -39,6 +41,7 @@ class InputStatistics:
     absmax: Tensor = field(default_factory=lambda: torch.empty(0))
     sample: Tensor = field(default_factory=lambda: torch.empty(0))
     heads: int = 1
+    lowest: float = -math.inf
 
     @property
     def name(self) -> str:
@@ -52,6 +55,7 @@ class _Accumulator:
     def __init__(self, width: int, device: torch.device) -> None:
         self.total = torch.zeros(width, width, dtype=torch.float64, device=device)
         self.absmax = torch.zeros(width, device=device)
+        self.lowest = torch.full((), math.inf, device=device)
         self.rows = 0
         self.sample = torch.empty(0, width)
         self._offered, self._every = 0, 1
@@ -60,6 +64,7 @@ class _Accumulator:
         x = x.detach().reshape(-1, x.shape[-1]).float()
         self.total += (x.T @ x).double()
         self.absmax = torch.maximum(self.absmax, x.abs().amax(0))
+        self.lowest = torch.minimum(self.lowest, x.amin())
         self.rows += x.shape[0]
         # An even stride over the tokens: the first rows alone would be one corner of one image.
         rows = _spread(x, _SAMPLE_ROWS // 8)
@@ -80,6 +85,7 @@ class _Accumulator:
             moment=(self.total / self.rows).cpu(),
             absmax=self.absmax.cpu(),
             sample=_spread(self.sample, _SAMPLE_ROWS).clone(),
+            lowest=float(self.lowest),
         )
 
 

@@ -27,7 +27,7 @@ from dirotq.models import rewrite
 from dirotq.recipes import Recipe
 from dirotq.version import __version__
 
-LAYOUT_VERSION = 2
+LAYOUT_VERSION = 3
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 _ATTRIBUTE = "dirotq_config"

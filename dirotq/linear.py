@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ class InputSpec:
 
     weight, act: formats of the low parts; None leaves low and high in the model's dtype.
     protect: format of the high parts on both sides where the low ones are quantized; None is bfloat16.
+    shift: a number that is added to the whole input before its low part is quantized, and taken out again after it: in
+        the integers' own terms b - Qw(low(W)) low(shift) is the bias. The high part does not see it.
     """
 
     members: tuple[str, ...]
@@ -32,6 +35,7 @@ class InputSpec:
     weight: Format | None
     act: Format | None
     protect: Format | None = None
+    shift: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
         """JSON fields."""
@@ -41,16 +45,20 @@ class InputSpec:
             "weight": self.weight.to_dict() if self.weight else None,
             "act": self.act.to_dict() if self.act else None,
             "protect": self.protect.to_dict() if self.protect else None,
+            "shift": self.shift,
         }
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> Self:
-        """Rebuild from `to_dict()`; raises ValueError on an unknown format."""
+        """Rebuild from `to_dict()`; raises ValueError on an unknown format and a shift that is no number."""
+        shift = fields["shift"]
+        if type(shift) is not float or not math.isfinite(shift):
+            raise ValueError(f"shift={shift}, allowed are numbers")
         chosen = (
             formats.from_dict(fields[key]) if fields[key] else None
             for key in ("weight", "act", "protect")
         )
-        return cls(tuple(fields["members"]), dict(fields["transform"]), *chosen)
+        return cls(tuple(fields["members"]), dict(fields["transform"]), *chosen, shift=shift)
 
 
 class _FixedDtype(nn.Module):
@@ -80,11 +88,13 @@ class QuantInput(_FixedDtype):
         act: Format | None,
         readers: int = 1,
         protect: Format | None = None,
+        shift: float = 0.0,
     ) -> None:
         super().__init__()
         self.transform = transform
         self.act = act
         self.protect = protect
+        self.shift = shift
         self.readers = readers
         self._kept: tuple[weakref.ref[Tensor], int, tuple[Tensor, Tensor | None]] | None = None
         self._left = 0
@@ -113,18 +123,29 @@ class QuantInput(_FixedDtype):
         if high is not None:
             # Without a format of its own, the protected branch multiplies 16-bit numbers on both sides.
             high = self.protect.quantize(high) if self.protect else high.bfloat16().float()
-        return _quantize(self.act, low), high
+        if not self.shift:
+            return _quantize(self.act, low), high
+        whole = torch.full((self.transform.width,), self.shift, device=x.device)
+        shift = self.transform.online(whole)[0]
+        return _quantize(self.act, low + shift) - shift, high
 
 
 def _quantize(act: Format, x: Tensor) -> Tensor:
-    """`act.quantize(x)`; on a GPU with Triton by the kernel that is bitwise the same."""
+    """`act.quantize(x)`; on a GPU with Triton by the kernel that is bitwise the same, where there is one."""
     group = act.group or x.shape[-1]
-    if not (x.is_cuda and _HAS_TRITON and isinstance(act, Integer) and x.shape[-1] % group == 0):
-        return act.quantize(x)
-    from dirotq_kernels.group_quantize import group_quantize
+    if x.is_cuda and _HAS_TRITON and x.shape[-1] % group == 0:
+        quantized: Tensor
+        if isinstance(act, Integer):
+            from dirotq_kernels.group_quantize import group_quantize
 
-    quantized: Tensor = group_quantize(x, group, act.bits, act.symmetric)
-    return quantized
+            quantized = group_quantize(x, group, act.bits, act.symmetric, act.unsigned)
+            return quantized
+        if act.kind in ("nvfp4", "mxfp4", "fp4h") and act.base_of != "tensor":
+            from dirotq_kernels.fp4_quantize import fp4_quantize
+
+            quantized = fp4_quantize(x, group, act.kind)
+            return quantized
+    return act.quantize(x)
 
 
 class QuantLinear(_FixedDtype):
@@ -260,7 +281,7 @@ def build(
 ) -> dict[str, QuantLinear]:
     """Quantized layers, still empty, for the linears of one input: name -> layer."""
     transform = transform or transforms.from_dict(spec.transform)
-    source = QuantInput(transform, spec.act, len(spec.members), spec.protect)
+    source = QuantInput(transform, spec.act, len(spec.members), spec.protect, spec.shift)
     return {
         name: QuantLinear(spec, out_features[name], source, owner=name == spec.members[0])
         for name in spec.members

@@ -131,12 +131,13 @@ def _quantize_input(
     plain = recipe.bits.act is not None and act is None
     method = recipe.method if plain else _method(recipe, inputs, rows_of, act)
     transform = Identity(inputs.width) if plain else method.transform(inputs, weights, fmt, act)
+    act, shift = method.activation(inputs, act)
     transform = transform.to(stacked.device)
     moment = inputs.moment.to(stacked.device)
     low, high = transform.fold(stacked)
     fallback = False
     protect = method.protect_format if transform.high and fmt is not None else None
-    spec = InputSpec(inputs.members, transform.to_dict(), fmt, act, protect)
+    spec = InputSpec(inputs.members, transform.to_dict(), fmt, act, protect, shift)
     layers = build(spec, rows_of, transform)
     encoded = None
     if fmt is not None:

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from dirotq.formats import Format
+from dirotq.formats import Format, Integer
 from dirotq.methods import Method, Ranked
 
 
@@ -19,8 +19,8 @@ class Bits:
     act: Format | None
 
     def __post_init__(self) -> None:
-        if self.weight is not None and not getattr(self.weight, "symmetric", True):
-            raise ValueError(f"bits={self.name}: weight formats must be symmetric")
+        if isinstance(self.weight, Integer) and (self.weight.unsigned or not self.weight.symmetric):
+            raise ValueError(f"bits={self.name}: weight formats must be symmetric and signed")
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,15 @@ class Recipe:
                 raise ValueError(
                     f"weight_only={pattern}: not a regular expression ({error})"
                 ) from None
+
+    def describe(self) -> str:
+        """The recipe in a few words: method, bits, rank or budget, rounding."""
+        words = [self.method.name, self.bits.name]
+        if self.budget is not None:
+            words.append(f"at most {self.budget:g} bits")
+        elif isinstance(self.method, Ranked):
+            words.append(f"rank {self.method.rank:g}")
+        return " ".join([*words, self.method.rounding])
 
     def to_dict(self) -> dict[str, Any]:
         """JSON fields, for checkpoints and cache keys."""

@@ -132,6 +132,7 @@ def test_statistics_are_those_of_all_rows_at_once() -> None:
         limit = 1e-6 * float((x.T @ x / 28).abs().max())
         torch.testing.assert_close(entry.moment, x.T @ x / 28, rtol=0, atol=limit)
         assert torch.equal(entry.absmax, x.float().abs().amax(0))
+        assert entry.lowest == float(x.min())
 
 
 def test_the_first_batch_counts_once() -> None:

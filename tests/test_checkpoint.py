@@ -144,8 +144,8 @@ def first_input(**fields: Any) -> Callable[[dict[str, Any]], object]:
 
 
 CONFIG_DAMAGE = [
-    pytest.param(quantization(layout_version=99), "layout_version=99, this version reads 2", id="version"),
-    pytest.param(quantization(layout_version=1), "layout_version=1, this version reads 2", id="old"),
+    pytest.param(quantization(layout_version=99), "layout_version=99, this version reads 3", id="version"),
+    pytest.param(quantization(layout_version=2), "layout_version=2, this version reads 3", id="old"),
     pytest.param(without("layout_version"), "layout_version=None", id="no-version"),
     pytest.param(quantization(quant_method="gguf"), "no quantization_config of dirotq", id="other-method"),
     pytest.param(

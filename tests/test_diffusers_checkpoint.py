@@ -162,7 +162,7 @@ def test_damaged_tensors_are_named(
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"layout_version": 7}, "layout_version=7, this version reads 2"),
+        ({"layout_version": 7}, "layout_version=7, this version reads 3"),
         ({"inputs": [{"members": ["nowhere"]}]}, "quantization_config: "),
     ],
     ids=["version", "input"],

@@ -1,6 +1,8 @@
 """The quantized layer against its formula, and what moving and copying may not change."""
 
 import copy
+import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -220,6 +222,25 @@ def test_spec_round_trip() -> None:
     for weight, act in ((INT4, ACT), (INT4, None), (None, None)):
         spec = InputSpec(("a", "b"), dense().to_dict(), weight, act)
         assert InputSpec.from_dict(spec.to_dict()) == spec
+    shifted = replace(spec, act=Integer(group=8, unsigned=True), shift=0.171875)
+    assert InputSpec.from_dict(json.loads(json.dumps(shifted.to_dict()))) == shifted
+
+
+@pytest.mark.parametrize("shift", [None, "much", float("nan"), float("inf")], ids=str)
+def test_a_shift_that_is_no_number_raises(shift: object) -> None:
+    fields = InputSpec(("a",), dense().to_dict(), INT4, ACT).to_dict()
+    with pytest.raises(ValueError, match=f"shift={shift}, allowed are numbers"):
+        InputSpec.from_dict({**fields, "shift": shift})
+
+
+def test_a_shift_is_added_before_rounding_and_taken_out_after_it() -> None:
+    """What the high part sees, and the low one of an unquantized input, is not shifted."""
+    unsigned, x = Integer(group=8, unsigned=True), draw(4, WIDTH)
+    low, high = QuantInput(dense(), unsigned, shift=3.0).compute(x)
+    offset = dense().online(torch.full((WIDTH,), 3.0))[0]
+    assert torch.equal(low, unsigned.quantize(dense().online(x)[0] + offset) - offset)
+    assert torch.equal(high, QuantInput(dense(), unsigned).compute(x)[1])
+    assert torch.equal(QuantInput(dense(), None, shift=3.0).compute(x)[0], dense().online(x)[0])
 
 
 def test_only_the_first_reader_stores_the_input() -> None:

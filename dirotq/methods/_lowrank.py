@@ -11,7 +11,11 @@ from torch import Tensor
 from dirotq.formats import Format
 
 Factorize = Callable[[Tensor], tuple[Tensor, Tensor]]
-_POWER_ITERATIONS = 4
+# Columns of a Krylov block beyond the rank: they let the last wanted directions converge as fast as the first.
+OVERSAMPLING = 8
+# A further block that adds less than this share of the captured energy is the last one; what is still missing then is
+# less in turn. So small, because the refinement amplifies what is seen in the bfloat16 of the factors.
+_GAIN = 1e-9
 
 
 def truncated_svd(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
@@ -20,30 +24,48 @@ def truncated_svd(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     By the eigenvectors of the smaller Gram matrix, in float64: it squares the condition number, which costs the small
     singular values their digits, but only the leading ones are used.
     """
-    wide = matrix.shape[0] < matrix.shape[1]
-    exact = matrix.double()
-    values, vectors = torch.linalg.eigh(exact @ exact.T if wide else exact.T @ exact)
-    leading = vectors[:, -rank:].flip(-1)
-    if not wide:
-        return (exact @ leading).float(), leading.float()
-    # A floor keeps the division finite where the rank is lower; the product of the factors does not depend on it.
-    sizes = values[-rank:].flip(-1).clamp_min(1e-30).sqrt()
-    return (leading * sizes).float(), (exact.T @ leading / sizes).float()
+    tall = _tall(matrix)
+    vectors = torch.linalg.eigh(tall.T @ tall)[1]
+    return _factors(matrix, vectors[:, -rank:].flip(-1))
 
 
 def randomized_svd(matrix: Tensor, rank: int, start: Tensor) -> tuple[Tensor, Tensor]:
-    """`truncated_svd` by subspace iteration (Halko et al., arXiv 0909.4061, algorithm 4.4) from `start` [K, l], l >= r.
+    """`truncated_svd` by block Krylov iteration (Musco and Musco, arXiv 1504.05477, algorithm 2) from a random `start`.
 
-    O(N K l) operations instead of a full eigendecomposition; float32.
+    start: [min(N, K), l], l >= r. Blocks are added, and orthogonalized against all before them, until another one
+    captures no more: O(N K l) operations a block, in float64. A spectrum so flat that half of all directions would be
+    needed is left to `truncated_svd`.
     """
-    rows = start.to(matrix)
-    for _ in range(_POWER_ITERATIONS):
-        columns = torch.linalg.qr(matrix @ rows)[0]
-        rows = torch.linalg.qr(matrix.T @ columns)[0]
-    projected = matrix @ rows
-    gram = projected.double().T @ projected.double()
-    leading = torch.linalg.eigh(gram)[1][:, -rank:].flip(-1).to(matrix)
-    return projected @ leading, rows @ leading
+    tall = _tall(matrix)
+    basis = torch.linalg.qr(tall.T @ (tall @ start.to(tall)))[0]
+    image, before = tall @ basis, 0.0
+    while True:
+        values, vectors = torch.linalg.eigh(image.T @ image)
+        captured = float(values[-rank:].sum())
+        if captured - before <= _GAIN * captured:
+            return _factors(matrix, basis @ vectors[:, -rank:].flip(-1))
+        before, known = captured, basis.shape[1]
+        if 2 * (known + start.shape[1]) > tall.shape[1]:
+            return truncated_svd(matrix, rank)
+        block = tall.T @ image[:, -start.shape[1] :]
+        # Householder reflections, whose columns are orthogonal also where the block adds nothing.
+        block = torch.linalg.qr(torch.cat([basis, block], dim=1))[0][:, known:]
+        basis, image = torch.cat([basis, block], dim=1), torch.cat([image, tall @ block], dim=1)
+
+
+def _tall(matrix: Tensor) -> Tensor:
+    """`matrix` in float64, transposed where it has more columns than rows."""
+    return (matrix.T if matrix.shape[0] < matrix.shape[1] else matrix).double()
+
+
+def _factors(matrix: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
+    """The factors from the singular vectors [min(N, K), r] on the shorter side."""
+    image = _tall(matrix) @ vectors
+    if matrix.shape[0] >= matrix.shape[1]:
+        return image.float(), vectors.float()
+    # A floor keeps the division finite where the rank is lower; the product of the factors does not depend on it.
+    sizes = image.norm(dim=0).clamp_min(1e-15)
+    return (vectors * sizes).float(), (image / sizes).float()
 
 
 @dataclass(frozen=True)
@@ -62,6 +84,7 @@ class Objective:
 
     sample: [S, K], weight: [N, K] of all linears that read the input, output: sample @ weight.T; float32 on one device.
     fmt, act: formats of the residual weight and of the smoothed input; act None leaves the input unrounded.
+    shift: of the input, as in `dirotq.linear.InputSpec`.
     """
 
     sample: Tensor
@@ -69,6 +92,7 @@ class Objective:
     output: Tensor
     fmt: Format
     act: Format | None
+    shift: float = 0.0
 
     def search(self, candidates: list[Tensor], factorize: Factorize) -> tuple[Tensor, list[float]]:
         """The best of `candidates` (scales [K]) beside a plain SVD, the later one of equals, and every one's error."""
@@ -79,15 +103,20 @@ class Objective:
                 best = index
         return candidates[best], errors
 
-    def refine(self, scales: Tensor, factorize: Factorize, iterations: int) -> Branch:
+    def refine(
+        self, scales: Tensor, factorize: Factorize, iterations: int, patience: int = 1
+    ) -> Branch:
         """Alternate L <- leading singular part of W s - Q and Q <- rounded W s - L, from Q = 0; the best L found.
 
-        Stops at the first iteration that is worse than the best one before it. One iteration is the plain SVD of W s.
+        Stops when that many iterations (`patience`) in a row were worse than the best one before them. One iteration is
+        the plain SVD of W s.
         """
         smoothed, x = self.weight * scales, self.sample / scales
-        low = x if self.act is None else self.act.quantize(x)
+        shift = self.shift / scales
+        low = x if self.act is None else self.act.quantize(x + shift) - shift
         rounded = torch.zeros_like(smoothed)
         best: Branch | None = None
+        worse = 0
         for _ in range(iterations):
             up, down = (factor.bfloat16().float() for factor in factorize(smoothed - rounded))
             rounded = self.fmt.quantize(torch.addmm(smoothed, up, down.T, alpha=-1))
@@ -98,9 +127,12 @@ class Objective:
                 low, rounded.T, alpha=-1
             )
             error = float(torch.linalg.vector_norm(missing, dtype=torch.float64).square())
-            # So written that an error that is not a number ends the loop.
+            # So written that an error that is not a number counts as worse.
             if best is not None and not error <= best.error:
-                break
-            best = Branch(scales, down, up, error)
+                worse += 1
+                if worse == patience:
+                    break
+                continue
+            best, worse = Branch(scales, down, up, error), 0
         assert best is not None, "at least one iteration"
         return best

@@ -57,6 +57,12 @@ class Method(ABC):
         fmt, act: formats of the low weights and of the low input; None where they are not quantized.
         """
 
+    def activation(
+        self, inputs: InputStatistics, act: Format | None
+    ) -> tuple[Format | None, float]:
+        """Format of the low input, of which `act` is the usual one, and its shift (`dirotq.linear.InputSpec`)."""
+        return act, 0.0
+
     @property
     def protect_format(self) -> Format | None:
         """Format of the protected branch on both sides; None is bfloat16."""

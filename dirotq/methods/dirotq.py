@@ -1,4 +1,4 @@
-"""DiRotQ (arXiv 2605.16732): the principal coordinates of the input at 16 bits, the rotated rest at 4.
+"""DiRotQ (arXiv 2605.16732): the principal coordinates of the input at higher precision, the rotated rest at 4 bits.
 
 Followed: the uncentred second moment H = XᵀX / n = U Λ Uᵀ in ascending order, the last k columns protected on both
 sides, a random orthogonal mixing of the others, B = U blockdiag(R_low, I_k), weights folded offline, GPTQ on the low
@@ -12,8 +12,10 @@ Changed, each a defect of the authors' code or of its settings:
 - statistics belong to the input they were taken from, under the settings of deployment; no hash of counts.
 - damping is relative to the low block's own mean, which the factorization in float64 allows. One per cent of the
   full mean, theirs, can exceed the low block's whole diagonal; `gptq_reference=full` is theirs.
-Ours: rotation=compact, the default, separates the same subspace at a fraction of the cost; basis=joint also looks at
-the weight; protect=int8 and fp8x2 store and multiply the protected coordinates in fewer bits or on FP8 units.
+Ours, and the defaults: rotation=compact separates the same subspace at a fraction of the cost, its numbers stored in
+eight bits; protect=int8 (or fp8x2, for FP8 units) keeps the protected coordinates in fewer bits; weight scales are
+searched. Ours, by choice: basis=joint also looks at the weight.
+The paper itself: rotation=dense protect=bf16 scale_search=false.
 """
 
 from __future__ import annotations
@@ -66,13 +68,14 @@ class DiRotQ(Ranked):
     """
 
     rounding: str = "gptq"
+    scale_search: bool = True
     rank: float = 0.125
     basis: str = "pca"
     rotation: str = "compact"
-    protect: str = "bf16"
+    protect: str = "int8"
     block: int = 64
     gptq_reference: str = "low"
-    transform_bits: int = 16
+    transform_bits: int = 8
     per_head: bool = True
 
     name: ClassVar[str] = "dirotq"

@@ -10,6 +10,8 @@ Changed, for diffusion transformers:
   query, key, value and the first feed-forward linear; output and down-projections are left as they are.
 - a channel that no calibration token reaches keeps scale 1, and scales that are not all finite are 1 throughout, as in
   deepcompressor. The paper's 1e-5 would multiply such a channel by 100000 when an image does reach it.
+- `shift=true`, not the paper's: an input that is bounded from below, such as a GELU's output, has unsigned codes where
+  activations are symmetric 4-bit integers, as in deepcompressor (`dirotq.methods.svdquant`).
 - the number formats are those of `bits=`; the paper has INT8 with one scale a row.
 - with rounding=gptq, not the paper's, damping is relative to the smoothed input's mean.
 """
@@ -25,6 +27,7 @@ from torch import Tensor
 
 from dirotq.calibrate import InputStatistics
 from dirotq.formats import Format
+from dirotq.methods._shift import shifted
 from dirotq.methods.base import Method
 from dirotq.transforms import Diagonal, Identity, Transform
 
@@ -42,11 +45,13 @@ class SmoothQuant(Method):
         match `unsmoothed`, a regular expression that is searched in the name; read only then. The default's endings are
         attention outputs (to_out.0, to_add_out, out_proj, o_proj), second feed-forward linears (ff.net.2,
         ff_context.net.2, linear_2, fc2, down, down_proj) and FLUX's proj_out, which is both.
+    shift: unsigned codes where they suit the input better; only symmetric 4-bit activations have them.
     """
 
     alpha: float = 0.5
     coverage: str = "full"
     unsmoothed: str = _UNSMOOTHED
+    shift: bool = True
 
     name: ClassVar[str] = "smoothquant"
 
@@ -74,10 +79,14 @@ class SmoothQuant(Method):
             re.search(self.unsmoothed, name) for name in inputs.members
         ):
             return Identity(inputs.width)
+        span = inputs.absmax.double() + self.activation(inputs, act)[1]
         column = torch.stack([weight.abs().amax(0).double().cpu() for weight in weights]).amax(0)
-        return Diagonal(
-            inputs.width, scales=smoothing_scales(inputs.absmax.double(), column, self.alpha)
-        )
+        return Diagonal(inputs.width, scales=smoothing_scales(span, column, self.alpha))
+
+    def activation(
+        self, inputs: InputStatistics, act: Format | None
+    ) -> tuple[Format | None, float]:
+        return shifted(inputs, act) if self.shift else (act, 0.0)
 
 
 def smoothing_scales(act: Tensor, weight: Tensor, alpha: float) -> Tensor:

@@ -7,51 +7,20 @@ import torch
 from torch import Tensor
 
 import dirotq
-from dirotq.calibrate import InputStatistics
 from dirotq.formats import Integer
 from dirotq.linear import QuantLinear
 from dirotq.methods import SVDQuant
-from dirotq.methods._lowrank import Branch, Objective, randomized_svd, truncated_svd
 from dirotq.methods.svdquant import exponents, smoothings
 from dirotq.quantize import quantize, snr_db
 from dirotq.transforms import LowRank
+from tests.support.lowrank import ACT, FMT, RANK, WIDTH, decaying, exact, objective, statistics
 from tests.support.plain import Mlp, bytes_of, outlier_rows
-
-WIDTH, RANK = 128, 8
-FMT, ACT = Integer(group=64), Integer(group=64, symmetric=False)
-
-
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def decaying(rows: int = 96, width: int = WIDTH, seed: int = 0) -> Tensor:
-    """A weight whose singular values fall off, as trained ones do."""
-    falling = torch.linspace(2, 0.2, width) / width**0.5
-    return normal(rows, width, seed=seed) @ (
-        falling[:, None] * torch.linalg.qr(normal(width, width, seed=seed + 1))[0]
-    )
-
-
-def statistics(name: str = "layer", seed: int = 0) -> InputStatistics:
-    x = outlier_rows(256, WIDTH, seed)
-    moment = x.double().T @ x.double() / 256
-    return InputStatistics((name,), WIDTH, 256, moment, x.abs().amax(0), x)
 
 
 def transform(method: SVDQuant, weights: list[Tensor], fmt: Integer | None = FMT) -> LowRank:
     made = method.transform(statistics(), weights, fmt, ACT)
     assert isinstance(made, LowRank)
     return made
-
-
-def objective(weight: Tensor) -> Objective:
-    sample = statistics().sample
-    return Objective(sample, weight, sample @ weight.T, FMT, ACT)
-
-
-def exact(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    return truncated_svd(matrix, RANK)
 
 
 def test_the_candidates_are_the_authors_39() -> None:
@@ -80,72 +49,6 @@ def test_scales_that_are_not_finite_become_ones(span: str) -> None:
     absmax, weight = torch.tensor([4.0, 1.0]), torch.ones(1, 2)
     (weight[0] if span == "weight" else absmax)[1] = 0.0 if span == "weight" else torch.nan
     assert smoothings(absmax, weight, 2)[2].tolist() == [1, 1]
-
-
-@pytest.mark.parametrize("shape", [(40, 100), (100, 40)], ids=str)
-def test_truncated_svd_is_the_leading_part(shape: tuple[int, int]) -> None:
-    matrix = normal(*shape)
-    up, down = truncated_svd(matrix, RANK)
-    u, s, v = torch.linalg.svd(matrix.double(), full_matrices=False)
-    wanted = (u[:, :RANK] * s[:RANK] @ v[:RANK]).float()
-    # Float32 factors of entries around 1; the Gram matrix is in float64.
-    torch.testing.assert_close(up @ down.T, wanted, rtol=0, atol=1e-5)
-    torch.testing.assert_close(down.T @ down, torch.eye(RANK), rtol=0, atol=1e-5)
-
-
-@pytest.mark.parametrize("rows", [8, 96, 300])
-def test_randomized_svd_leaves_hardly_more_than_the_exact_one(rows: int) -> None:
-    matrix = decaying(rows)
-    start = normal(WIDTH, min(2 * RANK, rows), seed=9)
-    left = [
-        float((matrix - up @ down.T).norm())
-        for up, down in (truncated_svd(matrix, RANK), randomized_svd(matrix, RANK, start))
-    ]
-    # Measured at most 0.25 % on these slowly falling spectra; at rank 8 = rows both leave rounding errors.
-    assert left[1] <= 1.005 * left[0] + 1e-4
-    assert left[1] >= left[0] * (1 - 1e-5) - 1e-4
-
-
-def test_a_matrix_of_lower_rank_is_reproduced() -> None:
-    for shape in ((20, 60), (60, 20)):
-        matrix = normal(shape[0], 3) @ normal(3, shape[1], seed=1)
-        up, down = exact(matrix)
-        torch.testing.assert_close(up @ down.T, matrix, rtol=0, atol=1e-4)  # float32, entries to 8
-    up, down = exact(torch.zeros(20, 60))
-    assert float((up @ down.T).abs().max()) == 0.0
-
-
-def test_refinement_is_never_worse_than_its_first_iteration() -> None:
-    task, scales = objective(decaying()), torch.ones(WIDTH)
-    errors = [task.refine(scales, exact, count).error for count in (1, 2, 5, 100)]
-    assert errors == sorted(errors, reverse=True)
-    assert errors[-1] < 0.97 * errors[0]  # measured .87 to .93
-
-
-def test_refinement_stops_at_the_first_worse_iteration() -> None:
-    task, calls = objective(decaying()), 0
-
-    def getting_worse(matrix: Tensor) -> tuple[Tensor, Tensor]:
-        nonlocal calls
-        calls += 1
-        up, down = exact(matrix)
-        return up / calls, down
-
-    assert task.refine(torch.ones(WIDTH), getting_worse, 100).up.equal(
-        exact(task.weight)[0].bfloat16().float()
-    )
-    assert calls == 2
-
-
-def test_search_takes_the_best_candidate_and_the_later_of_equals() -> None:
-    task = objective(decaying())
-    candidates = smoothings(statistics().absmax, task.weight, 20)
-    best, errors = task.search(candidates, exact)
-    assert len(errors) == 39
-    assert torch.equal(best, candidates[errors.index(min(errors))])
-    assert min(errors) < 0.5 * errors[0]  # two outlier channels; measured .21 to .24
-    marked = [best.clone(), best.clone(), candidates[0]]
-    assert task.search(marked, exact)[0] is marked[1]
 
 
 def test_the_objective_is_the_error_of_the_layer() -> None:
@@ -199,21 +102,6 @@ def test_the_same_seed_gives_the_same_bytes(svd: str) -> None:
     assert torch.equal(other.down, first.down) == (svd == "exact")
 
 
-def test_exact_and_randomized_are_equally_good() -> None:
-    """Of the plain SVD: the refinement's stop turns small differences into larger ones, of either sign."""
-    task, errors = objective(decaying()), []
-    for svd in ("exact", "randomized"):
-        made = transform(SVDQuant(rank=RANK, svd=svd, iterations=1), [decaying()])
-        errors.append(reached(task, made).error)
-    assert errors[1] == pytest.approx(errors[0], rel=0.06)  # measured 0.6 to 2.6 %, either sign
-
-
-def reached(task: Objective, made: LowRank) -> Branch:
-    assert made.up is not None
-    up = made.up.float()
-    return task.refine(made.scales.float(), lambda _: (up, made.down.float()), 1)
-
-
 @pytest.mark.parametrize(("rounding", "margin"), [("rtn", 4.0), ("gptq", 3.5)])
 def test_planted_outliers_cost_less_than_with_rounding_alone(rounding: str, margin: float) -> None:
     """The same rounding rule on both sides; measured 5.2 to 5.8 dB with rtn, 4.5 to 5.0 with gptq, on three models."""
@@ -262,6 +150,7 @@ def test_rank_is_a_number_or_a_fraction_and_no_more_than_the_outputs() -> None:
         ({"rank": float("nan")}, "rank=nan, allowed"),
         ({"num_grids": 0}, "num_grids=0, allowed are integers from 1"),
         ({"iterations": 0}, "iterations=0, allowed are integers from 1"),
+        ({"patience": 0}, "patience=0, allowed are integers from 1"),
         ({"svd": "fast"}, "svd=fast, allowed are exact, randomized"),
         ({"rounding": "up"}, "rounding=up, allowed are rtn, gptq and null"),
     ],
