@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import inspect
 import json
@@ -19,6 +20,8 @@ from dirotq.prompts import ASSETS, Prompt
 from dirotq.settings import ModelSettings
 
 Tick = Callable[[], None]
+Watch = Callable[[int, Tensor], None]
+"""Called after every step with the number of the batch's first prompt and the batch's latents [b, ...]."""
 _WHOLE_FILE = 64 * 2**20
 _BLOCKS, _BLOCK_BYTES = 1024, 16 * 2**10
 # diffusers renamed the argument; the old name still works, with a warning.
@@ -70,28 +73,49 @@ class Pipeline:
         """Denoising steps that `generate` takes: calls of `tick`."""
         return -(-num_prompts // batch) * self.settings.steps
 
+    @property
+    def reports_latents(self) -> bool:
+        """Whether `generate` can watch the latents: a pipeline without a callback keeps them to itself."""
+        return bool({"callback_on_step_end", "callback"} & self._accepted)
+
     def generate(
-        self, prompts: Sequence[Prompt], *, batch: int, seed: int = 0, tick: Tick | None = None
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        batch: int,
+        seed: int = 0,
+        tick: Tick | None = None,
+        watch: Watch | None = None,
     ) -> Tensor:
         """Images of `prompts`: float32 [B, H, W, 3] in [0, 1] on the CPU, not rounded; NaN where the model made NaN.
 
-        The initial noise of a prompt depends on its id and `seed` alone. `tick` is called after every step.
+        The initial noise of a prompt depends on its id and `seed` alone. `tick` and `watch` are called after every
+        step, if the pipeline reports its steps; what `watch` gets must be copied to be kept.
         """
         images = []
         for start in range(0, len(prompts), batch):
             part = prompts[start : start + batch]
             generators = [torch.Generator("cpu").manual_seed(prompt.seed(seed)) for prompt in part]
-            images.append(self._call([prompt.text for prompt in part], generators, tick))
+
+            def after_step(latents: Tensor, first: int = start) -> None:
+                if tick is not None:
+                    tick()
+                if watch is not None:
+                    watch(first, latents)
+
+            images.append(self._call([prompt.text for prompt in part], generators, after_step))
         return torch.cat(images)
 
     def _call(
-        self, texts: list[str], generators: list[torch.Generator], tick: Tick | None
+        self,
+        texts: list[str],
+        generators: list[torch.Generator],
+        after_step: Callable[[Tensor], None],
     ) -> Tensor:
-        def after_step(
+        def on_step_end(
             pipe: Any, step: int, timestep: Any, state: dict[str, Any]
         ) -> dict[str, Any]:
-            if tick is not None:
-                tick()
+            after_step(state["latents"])
             return state
 
         arguments: dict[str, Any] = {
@@ -106,11 +130,9 @@ class Pipeline:
         }
         # Pipelines report their steps in one of two ways; older ones only in the second.
         if "callback_on_step_end" in self._accepted:
-            arguments["callback_on_step_end"] = after_step
+            arguments["callback_on_step_end"] = on_step_end
         elif "callback" in self._accepted:
-            arguments["callback"] = lambda step, timestep, latents: after_step(
-                None, step, timestep, {}
-            )
+            arguments["callback"] = lambda step, timestep, latents: after_step(latents)
         with torch.no_grad():
             images: Tensor = self.pipe(**arguments).images
         return images.permute(0, 2, 3, 1).float().cpu()
@@ -151,17 +173,28 @@ class Pipeline:
 def fingerprint(folder: Path | None, path: str) -> str:
     """Hash of a pipeline's files (16 hex digits): names and bytes; of a hub id, which has no folder, `path`.
 
-    Files over 64 MB are sampled: their size and 1,024 evenly spaced blocks of 16 KB.
+    Files over 64 MB are sampled: their size and 1,024 evenly spaced blocks of 16 KB. They are read again only when
+    their sizes or times have changed.
     """
-    digest = hashlib.blake2b(path.encode() if folder is None else b"", digest_size=8)
-    if folder is not None:
-        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
-        parts = {*index, "model_index.json"}
-        for file in sorted(folder.rglob("*")):
-            relative = file.relative_to(folder)
-            if file.is_file() and relative.parts[0] in parts:
-                digest.update(str(relative).encode())
-                _update(digest, file)
+    if folder is None:
+        return hashlib.blake2b(path.encode(), digest_size=8).hexdigest()
+    folder = folder.absolute()
+    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    parts = {*index, "model_index.json"}
+    files = []
+    for file in sorted(folder.rglob("*")):
+        if file.is_file() and file.relative_to(folder).parts[0] in parts:
+            status = file.stat()
+            files.append((file, status.st_size, status.st_mtime_ns))
+    return _fingerprint(folder, tuple(files))
+
+
+@functools.lru_cache
+def _fingerprint(folder: Path, files: tuple[tuple[Path, int, int], ...]) -> str:
+    digest = hashlib.blake2b(digest_size=8)
+    for file, _, _ in files:
+        digest.update(str(file.relative_to(folder)).encode())
+        _update(digest, file)
     return digest.hexdigest()
 
 

@@ -11,10 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dirotq.metrics.fidelity import check_pair
-from dirotq.metrics.statistics import Estimate, bootstrap_statistic
-
-PERCEPTUAL_NAME = "emoji_perceptual"
-FRECHET_NAME = "emoji_frechet"
 
 _SIDE = 64
 _EPS = 1e-10
@@ -88,76 +84,6 @@ def pooled_features(network: nn.Module, images: Tensor, *, batch_size: int = 64)
     return torch.cat(parts)
 
 
-def frechet_distance(features_a: Tensor, features_b: Tensor) -> float:
-    """Squared Fréchet distance of the Gaussians fitted to two sets of features.
-
-    ``|mu_a - mu_b|^2 + tr A + tr B - 2 tr (A^1/2 B A^1/2)^1/2`` (Dowson and Landau, 1982; Heusel
-    et al., 2017), in float64, with covariances over n - 1.
-
-    Biased upward by an amount that shrinks as 1 / n and depends on D: two samples of one
-    distribution are never at zero. Compare only numbers taken at the same n; below some D images
-    the covariances are singular and the number is good for ordering at best.
-
-    Args:
-        features_a: ``[n, D]``, any float dtype.
-        features_b: ``[m, D]``, any float dtype.
-
-    Raises:
-        ValueError: shapes do not fit, fewer than two rows, or a value is not finite.
-    """
-    for features in (features_a, features_b):
-        if features.ndim != 2 or features.shape[1] != features_a.shape[-1]:
-            shapes = f"{list(features_a.shape)} and {list(features_b.shape)}"
-            raise ValueError(f"features must be [n, D] and [m, D], got {shapes}")
-        if len(features) < 2:
-            raise ValueError(f"a covariance needs at least 2 samples, got {len(features)}")
-        if not torch.isfinite(features).all():
-            raise ValueError("features hold a value that is not finite")
-    mean_a, cov_a = _moments(features_a)
-    mean_b, cov_b = _moments(features_b)
-    values, vectors = torch.linalg.eigh(cov_a)
-    # Eigenvalues that are rounding noise go: the square root would blow 1e-16 up to 1e-8 each.
-    keep = values > values[-1].clamp(min=0) * len(values) * torch.finfo(values.dtype).eps
-    root = vectors[:, keep] * values[keep].sqrt()
-    # root^T B root has the non-zero eigenvalues of A^1/2 B A^1/2 and is no larger than A's rank.
-    product = torch.linalg.eigvalsh(root.T @ cov_b @ root).clamp(min=0)
-    distance = (mean_a - mean_b).square().sum() + cov_a.trace() + cov_b.trace()
-    distance = distance - 2 * product.sqrt().sum()
-    return max(0.0, float(distance))
-
-
-def frechet_estimate(
-    features_a: Tensor, features_b: Tensor, *, seed: int, resamples: int = 200, level: float = 0.95
-) -> Estimate:
-    """:func:`frechet_distance` with an interval from resampling prompts, both sides together.
-
-    Row i of both sets must come from the same prompt. The interval is the spread over prompts,
-    moved onto the measured value (:func:`dirotq.metrics.statistics.bootstrap_statistic`); it does
-    not remove the bias of the distance itself.
-
-    Args:
-        features_a: ``[n, D]``.
-        features_b: ``[n, D]``.
-        seed: of the resampling.
-        resamples: each costs two symmetric eigen decompositions of D x D.
-        level: coverage of the interval.
-
-    Raises:
-        ValueError: the sets differ in shape, or as :func:`frechet_distance`.
-    """
-    if features_a.shape != features_b.shape:
-        shapes = f"{list(features_a.shape)} and {list(features_b.shape)}"
-        raise ValueError(f"paired features differ in shape: {shapes}")
-    return bootstrap_statistic(
-        lambda rows: frechet_distance(features_a[rows], features_b[rows]),
-        len(features_a),
-        seed=seed,
-        resamples=resamples,
-        level=level,
-        minimum=0.0,
-    )
-
-
 def _ready(network: nn.Module) -> torch.device:
     """The device of ``network``, which must be in evaluation mode."""
     if network.training:
@@ -171,11 +97,3 @@ def _unit(maps: Tensor) -> Tensor:
     maps = maps.double()
     length = maps.square().sum(dim=1, keepdim=True).sqrt()
     return maps / (length + _EPS)
-
-
-def _moments(features: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean ``[D]`` and covariance ``[D, D]`` in float64."""
-    rows = features.double()
-    mean = rows.mean(dim=0)
-    centred = rows - mean
-    return mean, centred.T @ centred / (len(rows) - 1)

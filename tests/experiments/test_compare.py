@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from dirotq.lab.compare import compare
 from dirotq.metrics.statistics import paired_difference
-from experiments.compare import compare, main
+from experiments.compare import main
 
 
 def write(folder: Path, values: dict[str, float]) -> Path:

@@ -1,4 +1,4 @@
-"""PSNR and SSIM against their definitions."""
+"""PSNR, SSIM and sharpness against their definitions."""
 
 import math
 from collections.abc import Callable
@@ -9,11 +9,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from scipy.ndimage import gaussian_filter
+from scipy.ndimage import convolve, gaussian_filter
 from torch import Tensor
 
 from dirotq.metrics import fidelity
-from dirotq.metrics.fidelity import PSNR_CAP_DB, capped, psnr, ssim
+from dirotq.metrics.fidelity import PSNR_CAP_DB, capped, psnr, sharpness, ssim
 
 
 def images(batch: int, height: int, width: int, seed: int = 0) -> Tensor:
@@ -114,7 +114,7 @@ def test_empty_batch() -> None:
     assert psnr(empty, empty).shape == ssim(empty, empty).shape == (0,)
 
 
-@pytest.mark.parametrize("measure", [psnr, ssim], ids=["psnr", "ssim"])
+@pytest.mark.parametrize("measure", [psnr, ssim, sharpness], ids=["psnr", "ssim", "sharpness"])
 def test_bad_images(measure: Callable[[Tensor, Tensor], Tensor]) -> None:
     good = images(1, 16, 16)
     with pytest.raises(TypeError, match=r"uint8, got torch\.float32"):
@@ -128,3 +128,43 @@ def test_bad_images(measure: Callable[[Tensor, Tensor], Tensor]) -> None:
 def test_ssim_names_the_size_it_needs() -> None:
     with pytest.raises(ValueError, match="11 pixels a side, got 10 x 16"):
         ssim(images(1, 10, 16), images(1, 10, 16))
+
+
+def laplacian_variance(image: Tensor) -> float:
+    luma = image.numpy().astype(np.float64) @ [0.299, 0.587, 0.114]
+    kernel = np.array([[0, 1, 0], [1, -4, 1], [0, 1, 0]], dtype=np.float64)
+    return float(convolve(luma, kernel)[1:-1, 1:-1].var())
+
+
+def test_sharpness_is_its_definition() -> None:
+    reference = images(3, 20, 24)
+    other = noisy(reference, 9)
+    expected = [
+        (laplacian_variance(x) + 0.74494333) / (laplacian_variance(y) + 0.74494333)
+        for x, y in zip(other, reference, strict=True)
+    ]
+    # Float64 on both sides; the constant is written with eight digits.
+    assert sharpness(other, reference).tolist() == pytest.approx(expected, rel=1e-7)
+
+
+def test_the_constant_is_what_rounding_adds() -> None:
+    generator = torch.Generator().manual_seed(0)
+    ramp = torch.linspace(20, 220, 400, dtype=torch.float64)
+    smooth = ramp[:, None, None] + 0.37 * ramp[None, :, None] / 10 + torch.tensor([0.1, 0.4, 0.7])
+    jittered = smooth + torch.rand(smooth.shape, generator=generator) - 0.5
+    # A plane has no Laplacian; rounding a uniform shift of half a level leaves two such errors.
+    errors = laplacian_variance((jittered.round() - smooth).float())
+    assert errors / 2 == pytest.approx(fidelity._ROUNDING, rel=0.05)  # 160,000 dependent samples
+
+
+def test_sharpness_orders_blur_and_noise() -> None:
+    reference = images(2, 32, 32)
+    soft = torch.from_numpy(gaussian_filter(reference.numpy(), (0, 1, 1, 0)))
+    assert sharpness(reference, reference).tolist() == [1, 1]
+    assert float(sharpness(soft, reference).max()) < 0.5
+    assert float(sharpness(noisy(soft, 20), soft).min()) > 2
+    flat = torch.full((1, 8, 8, 3), 128, dtype=torch.uint8)
+    assert sharpness(flat, flat).tolist() == [1]
+    assert sharpness(images(0, 8, 8), images(0, 8, 8)).shape == (0,)
+    with pytest.raises(ValueError, match=r"needs 3 pixels a side, got \[2, 8\]"):
+        sharpness(images(1, 2, 8), images(1, 2, 8))

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dirotq.metrics.sentinels import degenerate
+from dirotq.metrics.sentinels import degenerate, saturated
 
 
 def good(batch: int) -> Tensor:
@@ -61,3 +61,47 @@ def test_refusals() -> None:
         degenerate(good(2), ["a"])
     with pytest.raises(ValueError, match="distinct ids"):
         degenerate(good(2), ["a", "a"])
+
+
+def spread(share: float, side: int = 40) -> Tensor:
+    """[1, side, side, 3] with that share of values inside the range, the others at its ends."""
+    values = torch.full((side * side * 3,), 255, dtype=torch.uint8)
+    values[::2] = 0
+    values[: round(share * len(values))] = 100
+    return values.view(1, side, side, 3)
+
+
+@pytest.mark.parametrize(
+    ("share", "reference", "broken"),
+    [
+        (0.05, 1.0, True),
+        (0.11, 1.0, False),
+        (0.0, 0.2, True),
+        (0.03, 0.2, False),
+        (0.0, 0.05, False),
+        (1.0, 0.2, False),
+    ],
+)
+def test_saturation_is_judged_beside_the_reference(
+    share: float, reference: float, broken: bool
+) -> None:
+    found = saturated(spread(share), spread(reference), ["a"])
+    assert (list(found) == ["a"]) is broken
+    if broken:
+        assert found["a"].startswith(f"saturated: {1 - share:.1%} of its values are 0 or 255")
+
+
+def test_off_white_that_turns_white_is_fine() -> None:
+    reference = spread(0.3)
+    reference[reference == 255] = 250
+    assert saturated(spread(0.3), reference) == {}
+    reference[reference == 250] = 240
+    assert saturated(spread(0.02), reference) != {}
+
+
+def test_noise_of_the_whole_range_is_fine() -> None:
+    generator = torch.Generator().manual_seed(0)
+    noise = 127.5 + 255 * torch.randn(1, 64, 64, 3, generator=generator)
+    assert saturated(noise.clamp(0, 255).to(torch.uint8), spread(1.0, side=64)) == {}
+    overflown = 127.5 + 2550 * torch.randn(1, 64, 64, 3, generator=generator)
+    assert list(saturated(overflown.clamp(0, 255).to(torch.uint8), spread(1.0, side=64))) == ["0"]
