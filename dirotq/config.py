@@ -11,6 +11,7 @@ from typing import Any, get_type_hints
 
 import hydra
 from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import (
     ConfigCompositionException,
@@ -18,6 +19,7 @@ from hydra.errors import (
     MissingConfigException,
     OverrideParseException,
 )
+from hydra.types import RunMode
 from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -25,9 +27,18 @@ from omegaconf.errors import OmegaConfBaseException
 from dirotq.methods import Method, Ranked
 from dirotq.recipes import Bits, Recipe
 from dirotq.rounding import GPTQOptions
-from dirotq.settings import CalibSettings, EvalSettings, ModelSettings, RuntimeSettings, typed
+from dirotq.settings import (
+    CalibSettings,
+    EvalSettings,
+    ModelSettings,
+    RuntimeSettings,
+    WandbSettings,
+    numbers,
+    typed,
+)
 
 VERSION_BASE = "1.3"
+_OPTIONAL = ("experiment", "sweep")  # groups that a job may have no file of
 METHOD_KEYS = ("rank", "basis", "rotation", "protect", "rounding", "scale_search", "seed")
 _log = logging.getLogger(__name__)
 
@@ -41,11 +52,26 @@ class Job:
     calib: CalibSettings
     eval: EvalSettings
     runtime: RuntimeSettings
+    logger: WandbSettings | None
     seed: int
     save: bool
     out: str | None
     force: bool
+    paper: dict[str, float] | None
     composed: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        if self.logger is not None and self.logger.checkpoint and not self.save:
+            raise ValueError("logger.checkpoint=true logs checkpoint/, allowed with save=true")
+
+
+@dataclass(frozen=True)
+class SweepJob:
+    """A job's place in a sweep: its own folder in that of the sweep, its number and what is overridden in it."""
+
+    folder: Path
+    number: int
+    overrides: tuple[str, ...]
 
 
 def config_folder() -> Path:
@@ -66,39 +92,55 @@ def recipe(*overrides: str) -> Recipe:
     return build_recipe(compose_config(overrides))
 
 
-def compose_config(overrides: Sequence[str] = ()) -> DictConfig:
-    """Compose `conf/config.yaml` with overrides; raises ValueError in one line."""
+def compose_config(overrides: Sequence[str] = (), *, with_hydra: bool = False) -> DictConfig:
+    """Compose `conf/config.yaml` with overrides, with Hydra's own node or without; raises ValueError in one line."""
     for override in overrides:
         group, _, value = override.partition("=")
-        if value == "null" and (config_folder() / group).is_dir():
+        if value == "null" and (config_folder() / group).is_dir() and group not in _OPTIONAL:
             raise ValueError(f"{group}=null, allowed is one of the files of conf/{group}")
     try:
         with initialize_config_dir(version_base=VERSION_BASE, config_dir=str(config_folder())):
-            return compose("config", overrides=expand(overrides))
+            return compose("config", expand(overrides), return_hydra_config=with_hydra)
     except (HydraException, OmegaConfBaseException) as error:
         raise ValueError(explain(error)) from None
 
 
-def check(overrides: Sequence[str]) -> None:
-    """Build a job for every value that the overrides of a run or a sweep name; raises ValueError in one line.
+def check(overrides: Sequence[str], *, multirun: bool) -> Path | None:
+    """Build a job for every value that a run or a sweep (`multirun`, or a preset of conf/sweep) names.
 
-    Hydra would report a bad value in a paragraph, and in a sweep only when its turn comes.
+    Returns the folder of the sweep, None for a single run. Raises ValueError in one line; Hydra would report a bad
+    value in a paragraph, and in a sweep only when its turn comes.
     """
     try:
-        parsed = OverridesParser.create().parse_overrides(list(overrides))
-        values = [
-            [f"{one.get_key_element()}={value}" for value in one.sweep_string_iterator()]
-            if one.is_sweep_override()
-            else [override]
-            for one, override in zip(parsed, overrides, strict=True)
-        ]
-    except HydraException as error:
+        values = _values(overrides)
+        firsts = [choices[0] for choices in values.values()]
+        hydra_node = compose_config(firsts, with_hydra=True).hydra
+        multirun = multirun or hydra_node.mode == RunMode.MULTIRUN
+        if multirun:
+            # What the command line says goes before what the preset does, as in Hydra's sweeper.
+            swept = [f"{key}={value}" for key, value in (hydra_node.sweeper.params or {}).items()]
+            values = {**_values(swept), **values}
+    except (HydraException, OmegaConfBaseException) as error:
         raise ValueError(explain(error)) from None
-    firsts = [choices[0] for choices in values]
+    firsts = [choices[0] for choices in values.values()]
     build_job(compose_config(firsts))
-    for position, choices in enumerate(values):
+    for position, (key, choices) in enumerate(values.items()):
+        if len(choices) > 1 and not multirun:
+            raise ValueError(f"{key} has {len(choices)} values, which is a sweep: dirotq -m ...")
         for choice in choices[1:]:
             build_job(compose_config([*firsts[:position], choice, *firsts[position + 1 :]]))
+    return Path(hydra_node.sweep.dir) if multirun else None
+
+
+def _values(overrides: Sequence[str]) -> dict[str, list[str]]:
+    """Overrides by key, each as the single overrides of all its values."""
+    found = {}
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    for override, one in zip(overrides, parsed, strict=True):
+        key, sweep = one.get_key_element(), one.is_sweep_override()
+        choices = [f"{key}={value}" for value in one.sweep_string_iterator()] if sweep else []
+        found[key] = choices or [override]
+    return found
 
 
 def expand(overrides: Sequence[str]) -> list[str]:
@@ -122,7 +164,10 @@ def explain(error: Exception) -> str:
         and error.options is not None
     ):
         group, _, value = str(error.missing_cfg_file).rpartition("/")
-        return f"{group}={value}: unknown, allowed are {', '.join(sorted(error.options))}"
+        folder = config_folder() / group
+        names = [path.relative_to(folder).with_suffix("") for path in folder.rglob("*.yaml")]
+        allowed = sorted(path.as_posix() for path in names) or sorted(error.options)
+        return f"{group}={value}: unknown, allowed are {', '.join(allowed)}"
     if isinstance(error, OverrideParseException):
         return f"{error.override}: cannot be read ({str(error).splitlines()[0]})"
     unknown = re.match(r"Could not override '([^']+)'", str(error))
@@ -166,10 +211,12 @@ def build_job(config: DictConfig) -> Job:
         calib=CalibSettings.build(_group(values, "calib"), "calib"),
         eval=EvalSettings.build(_group(values, "eval"), "eval"),
         runtime=RuntimeSettings.build(_group(values, "runtime"), "runtime"),
+        logger=_logger(_group(values, "logger")),
         seed=typed(values["seed"], int, "seed"),
         save=typed(values["save"], bool, "save"),
         out=typed(values["out"], str | None, "out"),
         force=typed(values["force"], bool, "force"),
+        paper=numbers(values["paper"], "paper"),
         composed=values,
     )
 
@@ -181,6 +228,15 @@ def run_app(task: Callable[[DictConfig], None]) -> None:
     )()
 
 
+def sweep_job() -> SweepJob | None:
+    """The job of a sweep that Hydra runs at this moment; None in a single run and outside of Hydra."""
+    if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
+        return None
+    node = HydraConfig.get()
+    folder = Path(node.sweep.dir) / str(node.sweep.subdir)
+    return SweepJob(folder, int(node.job.num), tuple(node.overrides.task))
+
+
 def _group(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     group = values[name]
     if not isinstance(group, Mapping):
@@ -189,6 +245,11 @@ def _group(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     if missing:
         raise ValueError(f"{name}.{missing[0]} must be given")
     return group
+
+
+def _logger(group: Mapping[str, Any]) -> WandbSettings | None:
+    """None is `logger=none`, which has nothing to set."""
+    return None if group == {"name": "none"} else WandbSettings.build(group, "logger")
 
 
 def _format(config: DictConfig | None, where: str) -> Any:

@@ -6,9 +6,13 @@ import math
 import types
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
 from typing import Any, Self, get_args, get_origin, get_type_hints
 
-METRICS = ("psnr", "ssim", "emoji_perceptual", "emoji_frechet")
+METRICS = (
+    "psnr", "ssim", "lpips", "sharpness", "emoji_perceptual", "emoji_frechet", "fid", "clip_score",
+    "image_reward",
+)  # fmt: skip
 _NAMES = {
     type(None): "null",
     int: "an integer",
@@ -89,15 +93,32 @@ class CalibSettings(Settings):
 
 @dataclass(frozen=True)
 class EvalSettings(Settings):
-    """prompts: the first so many of the set; None means all. batch: images at once."""
+    """prompts: the first so many of the set; None means all. batch: images at once.
+
+    lpips_net: backbone of LPIPS. fid_reference: what FID compares with, a folder of images or statistics that clean-fid
+    wrote (.npz); None means the 16-bit images. clip_model: folder or hub id. trajectory: of so many prompts, the first
+    ones, latents are compared after every step. noise_floor: also measure 16-bit images drawn once more.
+    """
 
     prompt_set: str
     prompts: int | None
     batch: int
     metrics: tuple[str, ...]
+    lpips_net: str
+    fid_reference: str | None
+    clip_model: str
+    trajectory: int
+    noise_floor: bool
 
     def __post_init__(self) -> None:
         self._at_least(1, "prompts", "batch")
+        self._at_least(0, "trajectory")
+        self._one_of("lpips_net", ("alex", "vgg"))
+        place = Path(self.fid_reference or ".")
+        if not (place.is_dir() or (place.is_file() and place.suffix == ".npz")):
+            raise ValueError(
+                f"fid_reference={place}, allowed are a folder of images, an .npz file and null"
+            )
         for metric in self.metrics:
             if metric not in METRICS:
                 raise ValueError(f"metrics={metric}, allowed are {', '.join(METRICS)}")
@@ -116,6 +137,36 @@ class RuntimeSettings(Settings):
     def __post_init__(self) -> None:
         self._at_least(1, "threads")
         self._one_of("dtype", DTYPES)
+
+
+@dataclass(frozen=True)
+class WandbSettings(Settings):
+    """Where W&B keeps the runs; `checkpoint` logs the run directory's too. mode auto: online if there is an API key."""
+
+    name: str
+    mode: str
+    project: str
+    entity: str | None
+    group: str | None
+    tags: tuple[str, ...]
+    checkpoint: bool
+    dir: str
+
+    def __post_init__(self) -> None:
+        self._one_of("name", ("wandb",))
+        self._one_of("mode", ("auto", "online", "offline"))
+
+
+def numbers(value: Any, where: str) -> dict[str, float] | None:
+    """`value` as finite numbers by name, or None; raises ValueError."""
+    found = typed(value, dict[str, Any] | None, where)
+    if found is None:
+        return None
+    checked = {str(name): typed(one, float, f"{where}.{name}") for name, one in found.items()}
+    for name, number in checked.items():
+        if not math.isfinite(number):
+            raise ValueError(f"{where}.{name}={number}, allowed are finite numbers")
+    return checked
 
 
 def typed(value: Any, hint: Any, where: str) -> Any:

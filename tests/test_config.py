@@ -13,7 +13,8 @@ from dirotq.formats import Integer
 from dirotq.methods import FP16, RTN, DiRotQ
 from dirotq.recipes import Bits
 
-FILES = sorted(config_folder().glob("*/*.yaml"))
+PRESETS = ("experiment", "hydra", "sweep")  # files of whole settings: tests/test_presets.py
+FILES = sorted(p for p in config_folder().glob("*/*.yaml") if p.parent.name not in PRESETS)
 EVERY = [pytest.param(path, id=f"{path.parent.name}={path.stem}") for path in FILES]
 
 
@@ -29,11 +30,9 @@ def test_the_folder_of_a_checkout_is_found() -> None:
 @pytest.mark.parametrize("path", EVERY)
 def test_every_yaml_builds_a_job(path: Path) -> None:
     group, stem = path.parent.name, path.stem
-    overrides = [f"{group}={stem}"]
-    if "???" in path.read_text():
-        overrides.append("model.path=somewhere")
-    built = job(*overrides)
     expected = yaml.safe_load(path.read_text())
+    missing = [key for key, value in expected.items() if value == "???"]
+    built = job(f"{group}={stem}", *[f"{group}.{key}=somewhere" for key in missing])
     for key, value in built.composed[group].items():
         assert key in expected
         assert value == ("somewhere" if expected[key] == "???" else expected[key])
@@ -82,7 +81,13 @@ BAD = [
         "model=dalle",
         "model=dalle: unknown, allowed are emoji, flux-dev, flux-schnell, folder, pixart-sigma, sana-1.6b",
     ),
-    ("eval=huge", "eval=huge: unknown, allowed are full, quick, standard"),
+    ("eval=huge", "eval=huge: unknown, allowed are full, mjhq, quick, standard"),
+    ("eval=mjhq", "eval.prompt_set must be given"),
+    ("sweep=depth", "sweep=depth: unknown, allowed are basis_rotation, bits, .*rank"),
+    ("experiment=none", "experiment=none: unknown, allowed are debug, .*paper/pixart_int4"),
+    ("paper=3", "paper=3, allowed is a mapping or null"),
+    ("paper={psnr: high}", "paper.psnr=high, allowed is a number"),
+    ("paper={psnr: nan}", "paper.psnr=nan, allowed are finite numbers"),
     ("model=folder", "model.path must be given"),
     ("rnak=3", "rnak"),
     ("calib.promts=3", "promts"),
@@ -111,7 +116,7 @@ BAD = [
     ("calib.prompts=null", "calib.prompts=None, allowed is an integer"),
     ("eval.prompts=0", "eval.prompts=0, allowed are integers from 1"),
     ("eval.batch=-1", "eval.batch=-1, allowed are integers from 1"),
-    ("eval.metrics=[psnr,fid]", "eval.metrics=fid, allowed are psnr"),
+    ("eval.metrics=[psnr,kid]", "eval.metrics=kid, allowed are psnr"),
     ("eval.metrics=psnr", "eval.metrics=psnr, allowed is a list"),
     ("model.steps=0", "model.steps=0, allowed are integers from 1"),
     ("model.size=-64", "model.size=-64, allowed are integers from 1"),

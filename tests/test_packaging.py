@@ -44,11 +44,12 @@ def test_every_data_file_is_listed(setuptools: dict[str, Any]) -> None:
             assert path in shipped, path
 
 
-def test_console_script_names_a_function() -> None:
+def test_console_scripts_name_functions() -> None:
     document = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    module, _, function = document["project"]["scripts"]["dirotq"].partition(":")
-    source = (ROOT / f"{module.replace('.', '/')}.py").read_text()
-    assert f"def {function}(" in source
+    for name, target in document["project"]["scripts"].items():
+        module, _, function = target.partition(":")
+        source = (ROOT / f"{module.replace('.', '/')}.py").read_text()
+        assert f"def {function}(" in source, name
 
 
 def test_import_kernels_does_not_find_ours() -> None:

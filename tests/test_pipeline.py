@@ -2,6 +2,8 @@
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -72,6 +74,45 @@ def test_ticks_count_steps(pipeline: Pipeline) -> None:
     ticks: list[int] = []
     pipeline.generate(PROMPTS, batch=2, tick=lambda: ticks.append(1))
     assert len(ticks) == pipeline.num_steps(3, 2) == 6
+
+
+def test_latents_are_watched_after_every_step(pipeline: Pipeline, images: Tensor) -> None:
+    seen: list[tuple[int, Tensor]] = []
+    found = pipeline.generate(PROMPTS, batch=2, watch=lambda *step: seen.append(step))
+    assert [first for first, _ in seen] == [0, 0, 0, 2, 2, 2]
+    assert [len(latents) for _, latents in seen] == [2, 2, 2, 1, 1, 1]
+    vae = pipeline.pipe.vae
+    with torch.no_grad():
+        decoded = vae.decode(seen[2][1] / vae.config.scaling_factor, return_dict=False)[0]
+    assert torch.equal((decoded / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1), found[:2])
+
+
+class Newer:
+    """A pipeline that reports its steps at their end, with a state, as those after PixArt's do."""
+
+    def __call__(self, prompt: list[str], callback_on_step_end: Any, **_: Any) -> Any:
+        for step in range(2):
+            state = {"latents": torch.full((len(prompt), 4), float(step))}
+            assert callback_on_step_end(self, step, None, state) is state
+        return SimpleNamespace(images=torch.zeros(len(prompt), 3, 2, 2))
+
+
+def test_newer_pipelines_report_in_their_way(settings: ModelSettings) -> None:
+    pipeline = Pipeline(settings, CPU, torch.float32)
+    assert pipeline.reports_latents
+    pipeline.pipe, pipeline._accepted = Newer(), {"callback_on_step_end"}
+    seen: list[tuple[int, float]] = []
+    ticks: list[int] = []
+    pipeline.generate(
+        PROMPTS,
+        batch=2,
+        tick=lambda: ticks.append(1),
+        watch=lambda first, latents: seen.append((first, float(latents.mean()))),
+    )
+    assert seen == [(0, 0), (0, 1), (2, 0), (2, 1)]
+    assert len(ticks) == 4
+    pipeline._accepted = set()
+    assert not pipeline.reports_latents
 
 
 def test_recorded_calls_replay_to_the_same_output(pipeline: Pipeline, tmp_path: Path) -> None:

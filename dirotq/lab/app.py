@@ -6,17 +6,21 @@ import errno
 import logging
 import os
 import sys
+import traceback
 from pathlib import Path
+from typing import NoReturn
 
 import diffusers
 import transformers
 from omegaconf import DictConfig
 from safetensors import SafetensorError
 
-from dirotq.config import build_job, check, expand, run_app
+from dirotq.config import SweepJob, build_job, check, expand, run_app, sweep_job
+from dirotq.lab import sweeps
 from dirotq.lab.progress import watch_interrupts
 from dirotq.lab.results import Result, read_result
 from dirotq.lab.runner import finished, run
+from dirotq.lab.tracking import tracked
 
 _EXPECTED = (
     ValueError,
@@ -26,44 +30,79 @@ _EXPECTED = (
 
 
 def main() -> None:
-    """Run the job, or the sweep with `-m`, that the command line describes.
+    """Run the job, or the sweep with `-m` or `sweep=`, that the command line describes.
 
-    Bad input and a full disk end in one line on stderr and exit status 1. A job of a sweep that fails does not keep the
-    others from running.
+    Bad input and a full disk end in one line on stderr and exit status 1. A job of a sweep that fails, for whatever
+    reason, does not keep the others from running; the exit status is 1 then too.
     """
     watch_interrupts()
-    diffusers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.disable_progress_bar()
-    failed = False
-
-    def job(config: DictConfig) -> None:
-        nonlocal failed
-        try:
-            _run(config)
-        except _EXPECTED as error:
-            failed = True
-            _report(error)
-
     try:
         sys.argv[1:] = expand(sys.argv[1:])
-        flags = {argument for argument in sys.argv[1:] if argument.startswith("-")}
-        if flags <= {"-m", "--multirun"}:
-            logging.disable(logging.WARNING)  # the run itself says it again
-            check([argument for argument in sys.argv[1:] if argument not in flags])
-            logging.disable(logging.NOTSET)
-        run_app(job)
+        folder = _check(sys.argv[1:])
+        if folder is not None:
+            sweeps.start(folder)
+            # Hydra would put another second into the folder's name.
+            sys.argv.append("hydra.sweep.dir='{}'".format(str(folder).replace("'", r"\'")))
+        run_app(_job)
     except _EXPECTED as error:
-        failed = True
-        _report(error)
-    if failed:
+        _fail(error)
+    unfinished = _unfinished(folder) if folder is not None else ""
+    if unfinished:
+        sys.stderr.write(f"error: {unfinished}\n")
         sys.exit(1)
 
 
-def _run(config: DictConfig) -> None:
+def _check(arguments: list[str]) -> Path | None:
+    """The folder of the sweep, None for a single run; raises ValueError for a value that cannot be."""
+    flags = {argument for argument in arguments if argument.startswith("-")}
+    if not flags <= {"-m", "--multirun"}:
+        return None
+    logging.disable(logging.WARNING)  # the run itself says it again
+    try:
+        return check([one for one in arguments if one not in flags], multirun=bool(flags))
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def _job(config: DictConfig) -> None:
+    """One run, or one job of a sweep in whatever process its launcher has; at the top, for launchers to pickle."""
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
+    place = sweep_job()
+    if place is None:
+        try:
+            _run(config, None)
+        except _EXPECTED as error:
+            _fail(error)
+        return
+    record = sweeps.Record(place)
+    try:
+        record.finish(_run(config, place))
+    except Exception as error:
+        record.fail(_one_line(error))
+        if _full_errors() or not isinstance(error, _EXPECTED):
+            traceback.print_exc()
+        sys.stderr.write(f"error: job {place.number}: {_one_line(error)}\n")
+
+
+def _run(config: DictConfig, place: SweepJob | None) -> Path:
     job = build_job(config)
     skipped = finished(job) and not job.force
-    folder = run(job)
+    with tracked(job, place.folder.parent.name if place else None) as log:
+        folder = run(job, place)
+        log(folder)
     _say(summary(folder, read_result(folder / "result.json"), skipped=skipped))
+    return folder
+
+
+def _unfinished(folder: Path) -> str:
+    """One line on the jobs of a sweep that did not finish; empty when all did."""
+    jobs = sweeps.jobs(folder)
+    missing = [job for job in jobs if job["status"] != "finished"]
+    if not missing:
+        return ""
+    numbers = ", ".join(str(job["number"]) for job in missing)
+    return f"{len(missing)} of {len(jobs)} jobs did not finish: {numbers}; {folder}/<job>/job.json says why"
 
 
 def summary(folder: Path, result: Result, *, skipped: bool) -> str:
@@ -89,13 +128,22 @@ def summary(folder: Path, result: Result, *, skipped: bool) -> str:
     return "\n".join(lines)
 
 
-def _report(error: Exception) -> None:
-    if os.environ.get("HYDRA_FULL_ERROR") == "1":
+def _fail(error: Exception) -> NoReturn:
+    if _full_errors():
         raise error
-    text = " ".join(str(error).split())
+    sys.stderr.write(f"error: {_one_line(error)}\n")
+    sys.exit(1)
+
+
+def _full_errors() -> bool:
+    return os.environ.get("HYDRA_FULL_ERROR") == "1"
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
     if os.strerror(errno.ENOSPC) in text:
         text += "; runtime.cache= and out= choose other places"
-    sys.stderr.write(f"error: {text}\n")
+    return text
 
 
 def _say(text: str) -> None:

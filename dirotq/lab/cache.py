@@ -5,10 +5,12 @@ key and the size and digest of every file. ``root/<stage>/<key>.lock`` keeps two
 computing one entry; the system frees it when its process dies, however that happens.
 """
 
+import functools
 import hashlib
 import json
 import logging
 import math
+import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -68,7 +70,11 @@ class Cache:
         return self.root / stage / key
 
     def get_or_build(
-        self, stage: str, fields: Mapping[str, object], build: Callable[[Path], None]
+        self,
+        stage: str,
+        fields: Mapping[str, object],
+        build: Callable[[Path], None],
+        what: str = "",
     ) -> Path:
         """The finished entry for these fields, computed now if there is none.
 
@@ -79,6 +85,7 @@ class Cache:
             stage: name of the stage.
             fields: all that the result depends on, as JSON values.
             build: writes the result into the empty folder it is given.
+            what: the entry in a few words, for people; not part of its key.
 
         Returns:
             The entry's folder; treat it as read-only.
@@ -91,6 +98,7 @@ class Cache:
         key = stage_key(stage, fields)
         entry = self.folder(stage, key)
         if entry in self._verified and self._usable(entry, digests=False):
+            _touch(entry)
             return entry
         entry.parent.mkdir(parents=True, exist_ok=True)
         with _locked(entry):
@@ -99,9 +107,24 @@ class Cache:
                 _log.debug("building %s %s", stage, key)
                 with atomic_directory(entry) as folder:
                     build(folder)
-                    _seal(folder, stage, key, fields)
+                    _seal(folder, stage, key, fields, what)
+            _touch(entry)
             self._verified.add(entry)
         return entry
+
+    @contextmanager
+    def writing(self, target: Path) -> Iterator[None]:
+        """Keep other processes with this cache from writing the folder `target`, which lies elsewhere, meanwhile.
+
+        What killed processes left half-written of it is deleted first.
+        """
+        locks = self.root / "runs"
+        locks.mkdir(parents=True, exist_ok=True)
+        with _locked(locks / hashlib.sha256(str(target.absolute()).encode()).hexdigest()[:32]):
+            for path in target.parent.glob(".*"):
+                if target_name(path) == target.name:
+                    shutil.rmtree(path, ignore_errors=True)
+            yield
 
     def _usable(self, entry: Path, *, digests: bool) -> bool:
         """Whether the entry is there and whole; a damaged one is deleted under the lock."""
@@ -117,6 +140,12 @@ class Cache:
                 remove(entry)
             return False
         return True
+
+
+@functools.cache
+def shared_cache(root: Path) -> Cache:
+    """The Cache of this process for an absolute folder: the jobs of a sweep read an entry's every byte once."""
+    return Cache(root)
 
 
 def verify(entry: Path, *, digests: bool = True) -> None:
@@ -149,7 +178,13 @@ def verify(entry: Path, *, digests: bool = True) -> None:
             raise DamagedEntryError(f"{name} has other bytes than when it was written")
 
 
-def _seal(folder: Path, stage: str, key: str, fields: Mapping[str, object]) -> None:
+def _touch(entry: Path) -> None:
+    """Note that the entry was used just now, which pruning asks."""
+    with suppress(OSError):  # a cache that one may only read
+        os.utime(entry / MANIFEST)
+
+
+def _seal(folder: Path, stage: str, key: str, fields: Mapping[str, object], what: str) -> None:
     """Write the manifest of a freshly built folder."""
     files = _files(folder)
     if not files or MANIFEST in files:
@@ -157,6 +192,7 @@ def _seal(folder: Path, stage: str, key: str, fields: Mapping[str, object]) -> N
     manifest = {
         "stage": stage,
         "key": key,
+        "what": what,
         "fields": _canonical(fields, "fields"),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "files": {

@@ -99,6 +99,43 @@ def grid(
     return canvas
 
 
+def above(picture: Tensor, image: Tensor, scale: int) -> Tensor | None:
+    """The image that a :func:`grid` shows right above another one, without the grid's magnification.
+
+    Args:
+        picture: uint8 ``[H, W, 3]``, the grid.
+        image: uint8 ``[h, w, 3]``, of a row below the first.
+        scale: the grid's.
+
+    Returns:
+        uint8 ``[h, w, 3]``; None if the grid does not show ``image`` below another one.
+    """
+    shown = image.repeat_interleave(scale, 0).repeat_interleave(scale, 1)
+    height, width = shown.shape[:2]
+    place = _find(picture, shown)
+    if place is None or place[0] < height + _GAP:
+        return None
+    y, x = place[0] - height - _GAP, place[1]
+    return picture[y : y + height : scale, x : x + width : scale]
+
+
+def _find(picture: Tensor, part: Tensor) -> tuple[int, int] | None:
+    """Row and column at which ``part`` stands in ``picture``, both uint8 ``[H, W, 3]``; None if nowhere."""
+    height, width = part.shape[:2]
+    if height > picture.shape[0] or width > picture.shape[1]:
+        return None
+    rows, columns = picture.shape[0] - height + 1, picture.shape[1] - width + 1
+    left = torch.ones(rows, columns, dtype=torch.bool)
+    # A few pixels rule out nearly every place; what is left is compared whole.
+    for y in range(0, height, max(1, height // 4)):
+        for x in range(0, width, max(1, width // 4)):
+            left &= (picture[y : y + rows, x : x + columns] == part[y, x]).all(dim=2)
+    for y, x in left.nonzero().tolist():
+        if torch.equal(picture[y : y + height, x : x + width], part):
+            return y, x
+    return None
+
+
 def to_image(pixels: Tensor) -> Image.Image:
     """A uint8 ``[H, W, 3]`` tensor on any device as an RGB image."""
     return Image.fromarray(pixels.cpu().contiguous().numpy())

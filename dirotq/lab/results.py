@@ -35,6 +35,16 @@ class Metric(TypedDict):
     n: int
 
 
+class Floor(Metric):
+    """What a metric says of 16-bit images that differ by the order of arithmetic alone.
+
+    ``distinguishable``: whether the run's value can be told from it, by a paired interval over prompts; None for a
+    metric that single images do not have.
+    """
+
+    distinguishable: bool | None
+
+
 class EffectiveBits(TypedDict):
     """Bits a value, with scales, branches and transforms counted in."""
 
@@ -89,6 +99,9 @@ class Result(TypedDict):
     prompts: NotRequired[Prompts]
     protect: NotRequired[str | None]
     budget: NotRequired[float | None]
+    sweep: NotRequired[str | None]
+    left_out: NotRequired[dict[str, str]]
+    noise_floor: NotRequired[dict[str, Floor]]
 
 
 def metric(estimate: Estimate) -> Metric:

@@ -6,13 +6,12 @@ import csv
 import hashlib
 import io
 import json
-import logging
 import resource
 import shlex
 import shutil
 import sys
 import time
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import torch
@@ -20,24 +19,30 @@ import yaml
 from torch import Tensor
 
 from dirotq.atomic import atomic_directory, atomic_write_text
-from dirotq.config import Job
+from dirotq.config import Job, SweepJob
 from dirotq.lab import results
+from dirotq.lab.devices import claimed, resolve_device, resolve_dtype
+from dirotq.lab.measure import Measured, measure
 from dirotq.lab.pictures import grid, save_png
-from dirotq.lab.results import Metric, Result, read_result
+from dirotq.lab.results import Result, read_result
 from dirotq.lab.sources import SOURCE, is_source, kernels_hash, source_hash
-from dirotq.lab.stages import Stages, resolve_device, resolve_dtype
-from dirotq.metrics import embedded, fidelity
-from dirotq.metrics.feature_network import FILE_NAME, load_feature_network
-from dirotq.metrics.statistics import bootstrap_mean
+from dirotq.lab.stages import Stages
 from dirotq.pipeline import fingerprint, model_folder
-from dirotq.prompts import ASSETS, load_prompts
+from dirotq.prompts import load_prompts
 from dirotq.quantize import LayerReport, Report
 
 _GRID_IMAGES = 16
 _WRITTEN = {
-    "result.json", "config.yaml", "layers.csv", "prompts.csv", "grid.png", "images", "checkpoint"
+    "result.json", "config.yaml", "layers.csv", "prompts.csv", "trajectory.csv", "grid.png", "images",
+    "checkpoint",
 }  # fmt: skip
-_log = logging.getLogger(__name__)
+_COUNTS = ("threads", "deterministic")  # of runtime; device and dtype are resolved first
+_APART = (
+    "out",
+    "force",
+    "save",
+    "logger",
+)  # settings that decide where a result goes, not what it is
 
 
 def run_directory(job: Job) -> Path:
@@ -51,7 +56,8 @@ def run_directory(job: Job) -> Path:
 
 def identity(job: Job) -> str:
     """Hash (8 hex digits) of all that decides a result: settings, prompts, weights, device, versions and source."""
-    settings = {k: v for k, v in job.composed.items() if k not in ("out", "force", "save")}
+    settings = {k: v for k, v in job.composed.items() if k not in _APART}
+    settings["runtime"] = {key: job.composed["runtime"][key] for key in _COUNTS}
     device = resolve_device(job.runtime.device)
     sets = (job.eval.prompt_set, job.eval.prompts), (job.calib.prompt_set, job.calib.prompts)
     content = {
@@ -88,15 +94,22 @@ def finished(job: Job) -> bool:
     return same and complete
 
 
-def run(job: Job) -> Path:
+def run(job: Job, place: SweepJob | None = None) -> Path:
     """Do the job and return its run directory; a finished one is returned as it is unless `force`.
 
+    place: in the sweep that the job is one of.
     Raises ValueError for settings that cannot work and OSError for a disk that cannot be written; no run directory is
     left then, and the finished stages are kept.
     """
     out = run_directory(job)
     if finished(job) and not job.force:
         return out
+    with claimed(job.runtime.device, Path(job.runtime.cache) / "devices") as device:
+        _run(replace(job, runtime=replace(job.runtime, device=device)), out, place)
+    return out
+
+
+def _run(job: Job, out: Path, place: SweepJob | None) -> None:
     start = time.perf_counter()
     if job.runtime.threads is not None:
         torch.set_num_threads(job.runtime.threads)
@@ -107,46 +120,14 @@ def run(job: Job) -> Path:
     reference = stages.reference_images()
     checkpoint, report = stages.quantized() if job.recipe.method.quantizes else (None, None)
     images = stages.images()
-    measured, values = measure(stages, reference, images)
+    measured = measure(stages, reference, images)
     seconds = {**stages.seconds, "total": time.perf_counter() - start}
-    result = _result(stages, report, checkpoint, measured, seconds)
-    with atomic_directory(out, replace=True) as folder:
+    result = _result(stages, report, checkpoint, measured, seconds, place)
+    with stages.cache.writing(out), atomic_directory(out, replace=True) as folder:
         _write(folder, stages, result, report, reference, images)
-        atomic_write_text(folder / "prompts.csv", _prompt_table(stages, values))
+        measured.write_tables(folder, stages.prompts)
         if job.save and checkpoint is not None:
             shutil.copytree(checkpoint, folder / "checkpoint")
-    return out
-
-
-def measure(
-    stages: Stages, reference: Tensor, images: Tensor
-) -> tuple[dict[str, Metric], dict[str, Tensor]]:
-    """Every metric of `eval.metrics` between uint8 [B, H, W, 3] images and the 16-bit ones.
-
-    Returns the estimates, and the values [B] of those that each image has.
-    """
-    seed, names = stages.job.seed, list(stages.job.eval.metrics)
-    features = (model_folder(stages.job.model.path) or ASSETS) / FILE_NAME
-    if not features.is_file():
-        for name in [name for name in names if name.startswith("emoji_")]:
-            _log.warning("metric %s is left out: the model has no feature network", name)
-            names.remove(name)
-    if any(name.startswith("emoji_") for name in names):
-        network = load_feature_network(features.parent)
-    values: dict[str, Tensor] = {}
-    if "psnr" in names:
-        values["psnr"] = fidelity.capped(fidelity.psnr(reference, images))
-    if "ssim" in names:
-        values["ssim"] = fidelity.ssim(reference, images)
-    if "emoji_perceptual" in names:
-        values["emoji_perceptual"] = embedded.perceptual_distance(network, reference, images)
-    found = {
-        name: results.metric(bootstrap_mean(value, seed=seed)) for name, value in values.items()
-    }
-    if "emoji_frechet" in names and len(images) > 1:
-        both = (embedded.pooled_features(network, part) for part in (reference, images))
-        found["emoji_frechet"] = results.metric(embedded.frechet_estimate(*both, seed=seed))
-    return found, values
 
 
 def _bits(job: Job) -> str:
@@ -157,8 +138,9 @@ def _result(
     stages: Stages,
     report: Report | None,
     checkpoint: Path | None,
-    measured: dict[str, Metric],
+    measured: Measured,
     seconds: dict[str, float],
+    place: SweepJob | None,
 ) -> Result:
     job, method = stages.job, stages.job.recipe.method
     budget = job.recipe.budget
@@ -179,16 +161,19 @@ def _result(
             "weight": report.weight_bits if report else 16.0,
             "activation": report.act_bits if report else 16.0,
         },
-        metrics=measured,
-        paper=None,
+        metrics=measured.metrics,
+        left_out=measured.left_out,
+        noise_floor=measured.noise_floor,
+        paper=job.paper,
         seconds={name: round(value, 3) for name, value in seconds.items()},
         bytes={"checkpoint": _size(checkpoint), "peak": _peak(stages.device)},
         env=results.environment(stages.device),
         weights="trained" if job.model.weights == "trained" else "random",
         numerics="simulated",
-        command=shlex.join(["dirotq", *sys.argv[1:]]),
+        command=shlex.join(["dirotq", *(place.overrides if place else sys.argv[1:])]),
         config=identity(job),
         prompts={"set": job.eval.prompt_set, "n": len(stages.prompts)},
+        sweep=place.folder.parent.name if place else None,
     )
 
 
@@ -224,17 +209,6 @@ def _write(
     scale = max(1, 128 // images.shape[1])
     picture = grid(rows, [prompt.text for prompt in stages.prompts[:count]], scale=scale)
     save_png(picture, folder / "grid.png")
-
-
-def _prompt_table(stages: Stages, values: dict[str, Tensor]) -> str:
-    """One row a prompt: what paired comparisons of two runs need."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["prompt", "category", "split", *values])
-    for index, prompt in enumerate(stages.prompts):
-        numbers = [f"{float(value[index]):.6g}" for value in values.values()]
-        writer.writerow([prompt.id, prompt.category, prompt.split, *numbers])
-    return text.getvalue()
 
 
 def _table(report: Report) -> str:

@@ -5,17 +5,17 @@ records            calls of the transformer over calibration trajectories
 statistics         of every distinct layer input, from the records
 quantized          the quantized transformer, as a checkpoint, and its layer table
 images             images by the checkpoint, loaded as anyone would load it
+latents            of the first prompts after every step, kept while the images of either model are drawn
+noise floor        16-bit images once more, in batches of another size
 """
 
 from __future__ import annotations
 
 import copy
 import json
-import math
-import re
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +28,16 @@ from dirotq import calibrate
 from dirotq.atomic import atomic_write_json
 from dirotq.calibrate import InputStatistics
 from dirotq.config import Job
-from dirotq.lab.cache import Cache
+from dirotq.lab.cache import shared_cache
+from dirotq.lab.devices import resolve_device, resolve_dtype
+from dirotq.lab.drawing import Drawer, Trajectory
+from dirotq.lab.entries import load_report, load_statistics, save_report, save_statistics
 from dirotq.lab.progress import bar, track
 from dirotq.lab.sources import kernels_hash, source_hash
-from dirotq.metrics.sentinels import degenerate
 from dirotq.models import layout_of, rewrite
-from dirotq.pipeline import Pipeline, fingerprint, to_uint8
-from dirotq.prompts import Prompt, load_prompts
-from dirotq.quantize import LayerReport, Report, quantize, with_weight_only
+from dirotq.pipeline import Pipeline, fingerprint
+from dirotq.prompts import load_prompts
+from dirotq.quantize import Report, quantize, with_weight_only
 from dirotq.records import load_call, save_call
 
 _SECONDS = "seconds.json"
@@ -52,9 +54,26 @@ class Stages:
         self.calibration = load_prompts(job.calib.prompt_set, job.calib.prompts)
         self.pipeline = Pipeline(job.model, self.device, self.dtype)
         self._check_fit()
-        self.cache = Cache(Path(job.runtime.cache))
+        self.cache = shared_cache(Path(job.runtime.cache).absolute())
         self.seconds: dict[str, float] = {}
         self._inside = 0.0  # seconds spent in stages that other stages asked for
+        self._trajectory = (
+            min(job.eval.trajectory, len(self.prompts)) if self.pipeline.reports_latents else 0
+        )
+        self._reference = Drawer(
+            stage="reference",
+            label="16-bit images",
+            pipeline=self.pipeline,
+            transformer=lambda: self.pipeline.transformer,
+            depends=lambda: self._model_fields,
+        )
+        self._quantized = Drawer(
+            stage="images",
+            label=f"{job.recipe.method.name} images",
+            pipeline=self.pipeline,
+            transformer=lambda: self.pipeline.load_transformer(self.quantized()[0]),
+            depends=self._quantized_fields,
+        )
         self._model_fields = {
             "weights": fingerprint(self.pipeline.folder, job.model.path),
             "size": job.model.size,
@@ -82,12 +101,35 @@ class Stages:
 
     def reference_images(self) -> Tensor:
         """uint8 [B, H, W, 3]: the 16-bit model's images of the evaluation prompts."""
-        fields = {"model": self._model_fields, **self._prompt_fields(self.prompts)}
+        return self._images(self._reference)
+
+    def redrawn_images(self) -> Tensor:
+        """uint8 [B, H, W, 3]: the 16-bit model's images once more, in batches of half the size (of 2 instead of 1).
+
+        Other kernels add the same numbers in another order: all that differs from `reference_images` is noise. A single
+        prompt is drawn as it was.
+        """
+        size = min(self.job.eval.batch, len(self.prompts))
+        batch = size // 2 if size > 1 else 2
 
         def build(folder: Path) -> None:
-            self._write_images(folder, "16-bit images")
+            images = replace(self._reference, label="noise floor").draw(self.prompts, batch)
+            save_file({"images": images}, folder / "images.safetensors")
 
-        return self._images(self._stage("reference", fields, build))
+        folder = self._stage("noise-floor", self._reference.fields(self.prompts, batch), build)
+        return load_file(folder / "images.safetensors")["images"]
+
+    def of_reference(
+        self, stage: str, fields: dict[str, Any], compute: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        """What `compute` makes of the 16-bit images, once for all methods; `fields`: what else it depends on."""
+
+        def build(folder: Path) -> None:
+            save_file({stage: compute(self.reference_images())}, folder / f"{stage}.safetensors")
+
+        images = self._reference.fields(self.prompts, self.job.eval.batch)
+        folder = self._stage(stage, {"images": images, **fields}, build)
+        return load_file(folder / f"{stage}.safetensors")[stage]
 
     def records(self) -> Path:
         """Folder of recorded calls."""
@@ -114,9 +156,9 @@ class Stages:
             layout = layout_of(model)
             with rewrite.applied(model, layout):
                 found = calibrate.collect(model, layout.select(model), calls, strict=layout.strict)
-            _save_statistics(found, folder)
+            save_statistics(found, folder)
 
-        return _load_statistics(self._stage("statistics", self._statistics_fields(), build))
+        return load_statistics(self._stage("statistics", self._statistics_fields(), build))
 
     def quantized(self) -> tuple[Path, Report]:
         """Checkpoint of the quantized transformer, and its report."""
@@ -130,26 +172,25 @@ class Stages:
                 progress=lambda items: track(items, "quantize layers"),
             )
             model.save_pretrained(folder / "checkpoint")  # type: ignore[operator]
-            atomic_write_json(folder / "report.json", _finite(asdict(report)))
+            save_report(report, folder / "report.json")
 
         folder = self._stage("quantized", self._quantized_fields(), build)
-        return folder / "checkpoint", _load_report(folder / "report.json")
+        return folder / "checkpoint", load_report(folder / "report.json")
 
     def images(self) -> Tensor:
         """uint8 [B, H, W, 3]: the quantized model's images; raises ValueError when one is broken."""
         if not self.job.recipe.method.quantizes:
             return self.reference_images()
-        fields = {"model": self._quantized_fields(), **self._prompt_fields(self.prompts)}
+        return self._images(self._quantized)
 
-        def build(folder: Path) -> None:
-            original = self.pipeline.transformer
-            self.pipeline.transformer = self.pipeline.load_transformer(self.quantized()[0])
-            try:
-                self._write_images(folder, f"{self.job.recipe.method.name} images")
-            finally:
-                self.pipeline.transformer = original
+    def latents(self) -> tuple[Tensor, Tensor] | None:
+        """Latents of the quantized and of the 16-bit model after every step, each [prompts, steps, ...].
 
-        return self._images(self._stage("images", fields, build))
+        Of the first `eval.trajectory` prompts; None where there are none to compare.
+        """
+        if not (self._trajectory and self.job.recipe.method.quantizes):
+            return None
+        return self._latents(self._quantized), self._latents(self._reference)
 
     def _stage(self, name: str, fields: dict[str, Any], build: Callable[[Path], None]) -> Path:
         """The stage's folder; its seconds, without those of the stages it asked for, are what it cost."""
@@ -161,32 +202,53 @@ class Stages:
             own = time.perf_counter() - start - (self._inside - before)
             atomic_write_json(folder / _SECONDS, {"seconds": own})
 
-        folder = self.cache.get_or_build(name, fields, timed)
+        folder = self.cache.get_or_build(name, fields, timed, self._what(name))
         self.seconds[name] = json.loads((folder / _SECONDS).read_text())["seconds"]
         self._inside = outside + time.perf_counter() - entered
         return folder
+
+    def _what(self, stage: str) -> str:
+        """A stage's result in a few words."""
+        job = self.job
+        words = [job.model.name, f"{len(self.prompts)} prompts of {Path(job.eval.prompt_set).stem}"]
+        if stage in ("records", "statistics", "quantized"):
+            words[1] = f"{job.calib.records} records of {len(self.calibration)} prompts"
+        if stage in ("quantized", "images", "images-latents"):
+            words.insert(1, job.recipe.describe())
+        return ", ".join(words)
 
     def _calls(self, paths: Sequence[Path]) -> Iterator[dict[str, Any]]:
         for path in track(paths, "layer statistics"):
             yield load_call(path, self.device)
 
-    def _write_images(self, folder: Path, label: str) -> None:
+    def _images(self, drawer: Drawer) -> Tensor:
         batch = self.job.eval.batch
-        with bar(label, self.pipeline.num_steps(len(self.prompts), batch)) as tick:
-            images = self.pipeline.generate(self.prompts, batch=batch, tick=tick)
-        broken = degenerate(images, [prompt.id for prompt in self.prompts])
-        if broken:
-            name, reason = next(iter(broken.items()))
-            raise ValueError(
-                f"{label}: {len(broken)} of {len(images)} are broken; {name} is {reason}"
-            )
-        save_file({"images": to_uint8(images)}, folder / "images.safetensors")
 
-    def _images(self, folder: Path) -> Tensor:
+        def build(folder: Path) -> None:
+            keep = Trajectory(self._trajectory)
+            reference = None if drawer is self._reference else self.reference_images()
+            images = drawer.draw(self.prompts, batch, keep=keep, reference=reference)
+            save_file({"images": images}, folder / "images.safetensors")
+            if keep.count:
+                self._latents(drawer, keep)
+
+        folder = self._stage(drawer.stage, drawer.fields(self.prompts, batch), build)
         return load_file(folder / "images.safetensors")["images"]
 
-    def _prompt_fields(self, prompts: Sequence[Prompt]) -> dict[str, Any]:
-        return {"prompts": [[p.id, p.text] for p in prompts], "batch": self.job.eval.batch}
+    def _latents(self, drawer: Drawer, kept: Trajectory | None = None) -> Tensor:
+        """An entry of their own: images do not depend on how many prompts' latents are kept."""
+        count, batch = self._trajectory, self.job.eval.batch
+        prompts = self.prompts[: -(-count // batch) * batch]  # whole batches: bitwise as among all
+
+        def build(folder: Path) -> None:
+            keep = kept or Trajectory(count)
+            if kept is None:
+                drawer.draw(prompts, batch, keep=keep)
+            save_file({"latents": keep.latents()}, folder / "latents.safetensors")
+
+        fields = {**drawer.fields(prompts, batch), "count": count}
+        folder = self._stage(f"{drawer.stage}-latents", fields, build)
+        return load_file(folder / "latents.safetensors")["latents"]
 
     def _records_fields(self) -> dict[str, Any]:
         calib = self.job.calib
@@ -219,70 +281,7 @@ class Stages:
         return {"statistics": self._statistics_fields(), **fields}
 
 
-def resolve_device(name: str) -> torch.device:
-    """The device that `runtime.device` names; raises ValueError when it is not there."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
-        raise ValueError(f"runtime.device={name}, allowed are auto, cpu, cuda and cuda:<n>")
-    device = torch.device(name)
-    count = torch.cuda.device_count()
-    if device.type == "cuda" and (device.index or 0) >= count:
-        raise ValueError(f"runtime.device={name}: PyTorch sees {count} GPUs here; use cpu or auto")
-    return device
-
-
-def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The dtype that `runtime.dtype` names on that device."""
-    if name == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
-    dtype: torch.dtype = getattr(torch, name)
-    return dtype
-
-
 def _spread(total: int, count: int) -> set[int]:
     """`count` of the numbers 0 .. total - 1, evenly spread over all batches and steps."""
     count = min(count, total)
     return {(2 * i + 1) * total // (2 * count) for i in range(count)}
-
-
-def _save_statistics(statistics: Sequence[InputStatistics], folder: Path) -> None:
-    tensors, entries = {}, []
-    for index, entry in enumerate(statistics):
-        entries.append({"members": entry.members, "width": entry.width, "rows": entry.rows})
-        for name in ("moment", "absmax", "sample"):
-            tensors[f"{index:05d}/{name}"] = getattr(entry, name)
-    save_file(tensors, folder / "statistics.safetensors")
-    atomic_write_json(folder / "inputs.json", entries)
-
-
-def _load_statistics(folder: Path) -> list[InputStatistics]:
-    tensors = load_file(folder / "statistics.safetensors")
-    entries = json.loads((folder / "inputs.json").read_text())
-    found = []
-    for index, entry in enumerate(entries):
-        moment, absmax, sample = (
-            tensors[f"{index:05d}/{name}"] for name in ("moment", "absmax", "sample")
-        )
-        members, width, rows = tuple(entry["members"]), entry["width"], entry["rows"]
-        found.append(InputStatistics(members, width, rows, moment, absmax, sample))
-    return found
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no infinities: the SNR of an exact layer is stored as text."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return str(value) if isinstance(value, float) and math.isinf(value) else value
-
-
-def _load_report(path: Path) -> Report:
-    fields = json.loads(path.read_text())
-    rows: list[dict[str, Any]] = fields.pop("layers")
-    layers: list[dict[str, Any]] = [
-        {key: float(value) if value in ("inf", "-inf") else value for key, value in row.items()}
-        for row in rows
-    ]
-    return Report(layers=tuple(LayerReport(**layer) for layer in layers), **fields)

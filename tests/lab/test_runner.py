@@ -13,6 +13,7 @@ import yaml
 from PIL import Image
 
 from dirotq.config import Job
+from dirotq.lab import entries as entry_files
 from dirotq.lab import runner, stages
 from dirotq.lab.cache import Cache
 from dirotq.lab.results import read_result
@@ -21,7 +22,8 @@ from tests.support.jobs import PROMPTS, job
 
 DIROTQ = ("method=dirotq", "rank=8")
 RTN = ("method=rtn",)
-STAGES = {"reference", "records", "statistics", "quantized", "images"}
+REFERENCE, IMAGES = {"reference", "reference-latents"}, {"images", "images-latents"}
+STAGES = REFERENCE | {"records", "statistics", "quantized"} | IMAGES
 
 Make = Callable[..., Job]
 
@@ -40,13 +42,13 @@ def builds(monkeypatch: pytest.MonkeyPatch) -> Builds:
     counted, original = Builds(), Cache.get_or_build
 
     def get_or_build(
-        self: Cache, stage: str, fields: dict[str, Any], build: Callable[[Path], None]
+        self: Cache, stage: str, fields: dict[str, Any], build: Callable[[Path], None], what: str
     ) -> Path:
         def counting(folder: Path) -> None:
             counted[stage] += 1
             build(folder)
 
-        return original(self, stage, fields, counting)
+        return original(self, stage, fields, counting, what)
 
     monkeypatch.setattr(Cache, "get_or_build", get_or_build)
     return counted
@@ -85,8 +87,8 @@ def test_run_directory(make: Make, tmp_path: Path) -> None:
     folder = run(wanted)
     assert folder == tmp_path / "run"
     assert {path.name for path in folder.iterdir()} == {
-        "result.json", "config.yaml", "layers.csv", "prompts.csv", "grid.png", "images",
-        "checkpoint",
+        "result.json", "config.yaml", "layers.csv", "prompts.csv", "trajectory.csv", "grid.png",
+        "images", "checkpoint",
     }  # fmt: skip
     with (folder / "prompts.csv").open() as file:
         prompts = list(csv.DictReader(file))
@@ -101,7 +103,9 @@ def test_run_directory(make: Make, tmp_path: Path) -> None:
     result = read_result(folder / "result.json")
     assert (result["model"], result["method"], result["bits"]) == ("tiny", "dirotq", "w4a4_int4")
     assert (result["rank"], result["basis"], result["rounding"]) == (8, "pca", "gptq")
-    assert set(result["metrics"]) == {"psnr", "ssim"}
+    assert set(result["metrics"]) == {"psnr", "ssim", "sharpness"}
+    missing = "the model has no feature network"
+    assert result["left_out"] == {"emoji_perceptual": missing, "emoji_frechet": missing}
     assert result["metrics"]["psnr"]["n"] == 3
     assert 0 < result["metrics"]["psnr"]["value"] < 100
     assert result["weights"] == "random"
@@ -139,20 +143,20 @@ def test_another_method_reuses_what_it_can(make: Make, builds: Builds) -> None:
     run(make("one", *RTN))
     builds.taken()
     run(make("two", *DIROTQ))
-    assert builds.taken() == {"quantized": 1, "images": 1}
+    assert set(builds.taken()) == {"quantized"} | IMAGES
     run(make("three", *DIROTQ, "eval.prompts=2"))
-    assert builds.taken() == {"reference": 1, "images": 1}
+    assert set(builds.taken()) == REFERENCE | IMAGES
     run(make("four", *DIROTQ, "seed=1"))
-    assert builds.taken() == {"quantized": 1, "images": 1}
+    assert set(builds.taken()) == {"quantized"} | IMAGES
     run(make("five", *RTN, "calib.records=2"))
-    assert builds.taken() == {"records": 1, "statistics": 1, "quantized": 1, "images": 1}
+    assert set(builds.taken()) == STAGES - REFERENCE
     run(make("six", *RTN, "model.guidance=3.0"))
     assert set(builds.taken()) == STAGES
 
 
 def test_fp16_is_the_reference(make: Make, builds: Builds) -> None:
     folder = run(make("run", "method=fp16", "save=true"))
-    assert builds.taken() == {"reference": 1}
+    assert set(builds.taken()) == REFERENCE
     result = read_result(folder / "result.json")
     assert result["metrics"]["psnr"]["value"] == 100
     assert result["metrics"]["ssim"]["value"] == pytest.approx(1)
@@ -190,9 +194,9 @@ def failing(error: BaseException, name: str) -> Callable[..., Any]:
 
 
 INTERRUPTIONS = [
-    pytest.param(stages, "save_call", {"reference"}, id="records"),
-    pytest.param(stages, "_save_statistics_file", {"reference", "records"}, id="statistics"),
-    pytest.param(stages, "quantize", {"reference", "records", "statistics"}, id="quantized"),
+    pytest.param(stages, "save_call", REFERENCE, id="records"),
+    pytest.param(entry_files, "save_file", REFERENCE | {"records"}, id="statistics"),
+    pytest.param(stages, "quantize", STAGES - IMAGES - {"quantized"}, id="quantized"),
     pytest.param(runner, "measure", STAGES, id="metrics"),
     pytest.param(runner, "save_png", STAGES, id="run-directory"),
 ]
@@ -215,18 +219,7 @@ def test_a_stopped_run_leaves_finished_stages_only(
     error: BaseException,
 ) -> None:
     with monkeypatch.context() as patch:
-        if name == "_save_statistics_file":
-            # The same function writes the images of the stage before.
-            original = stages.save_file
-
-            def save_file(tensors: Any, path: Path) -> None:
-                if path.name == "statistics.safetensors":
-                    failing(error, name)(path)
-                original(tensors, path)
-
-            patch.setattr(stages, "save_file", save_file)
-        else:
-            patch.setattr(module, name, failing(error, name))
+        patch.setattr(module, name, failing(error, name))
         with pytest.raises(type(error)):
             run(make("run", *RTN))
     assert not (tmp_path / "run").exists()

@@ -1,0 +1,130 @@
+"""Every preset of conf/sweep and conf/experiment composes, and those of published rows say what the tables say."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from dirotq.config import Job, build_job, check, compose_config, config_folder
+from dirotq.methods import DiRotQ, SVDQuant
+
+ROOT = Path(__file__).parents[1]
+SWEEPS = sorted(path.stem for path in (config_folder() / "sweep").glob("*.yaml"))
+EXPERIMENTS = sorted(
+    path.relative_to(config_folder() / "experiment").with_suffix("").as_posix()
+    for path in (config_folder() / "experiment").rglob("*.yaml")
+)
+PAPER = [name for name in EXPERIMENTS if name.startswith("paper/")]
+PROMPTS = ("eval.prompt_set=mjhq.json", "calib.prompt_set=captions.yaml")
+METHODS = ("fp16", "rtn", "smoothquant", "rotation", "svdquant", "dirotq")
+
+
+def job(*overrides: str) -> Job:
+    return build_job(compose_config(overrides))
+
+
+@pytest.mark.parametrize("name", SWEEPS)
+def test_every_value_of_a_sweep_builds_a_job(name: str) -> None:
+    folder = check([f"sweep={name}"], multirun=False)
+    assert folder is not None
+    assert folder.parent == Path("outputs/sweeps")
+
+
+def swept(*overrides: str) -> dict[str, str]:
+    config = compose_config(overrides, with_hydra=True)
+    return dict(config.hydra.sweeper.params)
+
+
+def test_a_rank_sweep_goes_from_eight_to_half_of_the_width() -> None:
+    assert swept("sweep=rank")["rank"].split(",")[0] == "8"
+    assert swept("sweep=rank")["rank"].split(",")[-1] == "0.5"
+
+
+def test_bits_and_methods_are_all_swept() -> None:
+    bits = {path.stem for path in (config_folder() / "bits").glob("*.yaml")} - {"w16a16"}
+    assert set(swept("sweep=bits")["bits"].split(",")) == bits
+    names = swept("sweep=methods")["experiment"].split(",")
+    assert [job(f"experiment={name}").recipe.method.name for name in names] == list(METHODS[1:])
+
+
+def test_methods_with_a_branch_are_matched_by_size() -> None:
+    budgets = {job(f"experiment=matched/{name}").recipe.budget for name in ("svdquant", "dirotq")}
+    assert budgets == {6.5}
+    assert job("experiment=matched/svdquant", "budget=4.9").recipe.budget == 4.9
+
+
+def test_a_bad_value_beside_a_preset_is_found() -> None:
+    with pytest.raises(ValueError, match="rank=0.*allowed are integers from 1"):
+        check(["sweep=rank", "rank=8,0"], multirun=True)
+    with pytest.raises(ValueError, match="rank has 2 values, which is a sweep: dirotq -m"):
+        check(["rank=8,16"], multirun=False)
+    with pytest.raises(ValueError, match="method=magic: unknown"):
+        check(["sweep=rank", "method=rtn,magic"], multirun=False)
+
+
+def test_a_preset_takes_further_settings() -> None:
+    assert check(["sweep=rank", "method=svdquant", "hydra.sweep.dir=here"], multirun=True) == Path(
+        "here"
+    )
+
+
+def test_debug_is_small() -> None:
+    built = job("experiment=debug")
+    assert (built.eval.prompts, built.calib.prompts, built.model.steps) == (2, 2, 3)
+    assert job("experiment=debug", "model.steps=4").model.steps == 4
+
+
+def tables() -> dict[str, list[dict[str, Any]]]:
+    files = [yaml.safe_load(path.read_text()) for path in (ROOT / "experiments/tables").iterdir()]
+    return {file["model"]: file["rows"] for file in files}
+
+
+def row_of(built: Job, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    method, bits = built.recipe.method, built.recipe.bits.name
+    (row,) = (
+        row
+        for row in rows
+        if (row["method"], row["bits"]) == (method.name, bits)
+        and row["rounding"] in (None, method.rounding)
+    )
+    return row
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_a_published_row_says_what_the_table_says(name: str) -> None:
+    built = job(f"experiment={name}", *PROMPTS)
+    assert built.paper == row_of(built, tables()[built.model.name])["metrics"]
+    assert built.calib.prompts == 128
+    assert built.eval.prompts == 5000
+
+
+def test_every_published_row_of_a_method_of_ours_has_a_preset() -> None:
+    found = set()
+    for name in PAPER:
+        built = job(f"experiment={name}", *PROMPTS)
+        found.add((built.model.name, row_of(built, tables()[built.model.name])["id"]))
+    assert len(found) == len(PAPER)
+    assert found == {
+        (model, row["id"])
+        for model, rows in tables().items()
+        for row in rows
+        if row["method"] in METHODS
+    }
+
+
+def test_published_settings() -> None:
+    dirotq = job("experiment=paper/pixart_int4", *PROMPTS).recipe
+    assert dirotq.weight_only == (r".*ff\.net\.2",)
+    assert isinstance(dirotq.method, DiRotQ)
+    assert (dirotq.method.rotation, dirotq.method.basis, dirotq.method.rank) == (
+        "dense", "pca", 0.125,
+    )  # fmt: skip
+    svdquant = job("experiment=paper/pixart_int8_svdquant", *PROMPTS).recipe.method
+    assert isinstance(svdquant, SVDQuant)
+    assert svdquant.rank == 16
+
+
+def test_prompts_that_are_not_shipped_must_be_given() -> None:
+    with pytest.raises(ValueError, match="calib.prompt_set must be given"):
+        job("experiment=paper/pixart_int4")
