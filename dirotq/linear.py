@@ -54,11 +54,12 @@ class InputSpec:
         shift = fields["shift"]
         if type(shift) is not float or not math.isfinite(shift):
             raise ValueError(f"shift={shift}, allowed are numbers")
-        chosen = (
+        weight, act, protect = (
             formats.from_dict(fields[key]) if fields[key] else None
             for key in ("weight", "act", "protect")
         )
-        return cls(tuple(fields["members"]), dict(fields["transform"]), *chosen, shift=shift)
+        members, transform = tuple(fields["members"]), dict(fields["transform"])
+        return cls(members, transform, weight, act, protect, shift)
 
 
 class _FixedDtype(nn.Module):
@@ -132,20 +133,22 @@ class QuantInput(_FixedDtype):
 
 def _quantize(act: Format, x: Tensor) -> Tensor:
     """`act.quantize(x)`; on a GPU with Triton by the kernel that is bitwise the same, where there is one."""
-    group = act.group or x.shape[-1]
-    if x.is_cuda and _HAS_TRITON and x.shape[-1] % group == 0:
-        quantized: Tensor
-        if isinstance(act, Integer):
-            from dirotq_kernels.group_quantize import group_quantize
+    if not (x.is_cuda and _HAS_TRITON):
+        return act.quantize(x)
+    quantized: Tensor
+    width = x.shape[-1]
+    group = act.group or width
+    if isinstance(act, Integer):
+        from dirotq_kernels.group_quantize import group_quantize
 
-            quantized = group_quantize(x, group, act.bits, act.symmetric, act.unsigned)
-            return quantized
-        if act.kind in ("nvfp4", "mxfp4", "fp4h") and act.base_of != "tensor":
-            from dirotq_kernels.fp4_quantize import fp4_quantize
+        quantized = group_quantize(act.fill(x), group, act.bits, act.symmetric, act.unsigned)
+    elif act.kind in ("nvfp4", "mxfp4", "fp4h") and act.base_of != "tensor":
+        from dirotq_kernels.fp4_quantize import fp4_quantize
 
-            quantized = fp4_quantize(x, group, act.kind)
-            return quantized
-    return act.quantize(x)
+        quantized = fp4_quantize(act.fill(x), group, act.kind)
+    else:
+        return act.quantize(x)
+    return quantized[..., :width]
 
 
 class QuantLinear(_FixedDtype):

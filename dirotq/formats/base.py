@@ -139,16 +139,20 @@ class Format(ABC):
         values = self.values(self.nearest(groups, step, zero), step, zero)
         return values.flatten(-2)[..., : x.shape[-1]]
 
-    def _groups(self, x: Tensor) -> Tensor:
-        """View `x` [..., K] as [..., G, group].
+    def fill(self, x: Tensor) -> Tensor:
+        """`x` [..., K] with a short last group filled up, in a way that changes no value's code.
 
-        A short last group is filled up with its own last value, which changes neither its extremes nor its grid.
+        Here with its own last value, which changes neither its extremes nor its grid.
         """
-        group = self.group or x.shape[-1]
-        missing = -x.shape[-1] % group
+        missing = -x.shape[-1] % (self.group or x.shape[-1])
         if missing:
             x = torch.cat([x, x[..., -1:].expand(*x.shape[:-1], missing)], dim=-1)
-        groups: Tensor = x.unflatten(-1, (-1, group))
+        return x
+
+    def _groups(self, x: Tensor) -> Tensor:
+        """View `x` [..., K] as [..., G, group], a short last group filled up."""
+        group = self.group or x.shape[-1]
+        groups: Tensor = self.fill(x).unflatten(-1, (-1, group))
         return groups
 
     def expand(self, grid: Grid, width: int) -> tuple[Tensor, Tensor | None]:

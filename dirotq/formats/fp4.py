@@ -67,14 +67,10 @@ class _FP4(Format):
     def grid_bits(self) -> int:
         return 8
 
-    def _groups(self, x: Tensor) -> Tensor:
-        # Zeros fill up a short last group: they have no error, whatever the scale.
-        group = self.group or x.shape[-1]
-        missing = -x.shape[-1] % group
-        if missing:
-            x = torch.nn.functional.pad(x, (0, missing))
-        groups: Tensor = x.unflatten(-1, (-1, group))
-        return groups
+    def fill(self, x: Tensor) -> Tensor:
+        # Zeros have no error, whatever the scale.
+        missing = -x.shape[-1] % (self.group or x.shape[-1])
+        return torch.nn.functional.pad(x, (0, missing)) if missing else x
 
 
 @dataclass(frozen=True)
