@@ -22,8 +22,8 @@ test: $(VENV)/.installed-dev ## the test suite; ARGS are handed to pytest
 	$(BIN)/python -m pytest -n 2 $(ARGS)
 
 test-diffusers: $(BESIDE)/.installed ## what touches diffusers, on an older version of it
-	PYTHONPATH=$(BESIDE) $(BIN)/python -c 'import diffusers; v = diffusers.__version__; assert v == "$(DIFFUSERS)", v'
-	PYTHONPATH=$(BESIDE) $(BIN)/python -m pytest -n 2 tests/models tests/test_diffusers_checkpoint.py \
+	PYTHONPATH="$(CURDIR)/$(BESIDE)" $(BIN)/python -c 'import diffusers; v = diffusers.__version__; assert v == "$(DIFFUSERS)", v'
+	PYTHONPATH="$(CURDIR)/$(BESIDE)" $(BIN)/python -m pytest -n 2 tests/models tests/test_diffusers_checkpoint.py \
 	  tests/test_pipeline.py tests/test_sana_pipeline.py $(ARGS)
 
 lint: $(VENV)/.installed-dev ## ruff and mypy --strict

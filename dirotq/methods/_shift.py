@@ -29,11 +29,8 @@ def shifted(inputs: InputStatistics, act: Format | None) -> tuple[Format | None,
         return act, 0.0
     if not math.isfinite(inputs.lowest):
         return act, 0.0
-    unsigned, shift = (
-        replace(act, unsigned=True),
-        max(0.0, math.ceil(-inputs.lowest * _PARTS) / _PARTS),
-    )
-    sample = inputs.sample
+    unsigned, sample = replace(act, unsigned=True), inputs.sample
+    shift = max(0.0, math.ceil(-inputs.lowest * _PARTS) / _PARTS)
     error = _squared(unsigned.quantize(sample + shift) - shift - sample)
     if _GAIN * error >= _squared(act.quantize(sample) - sample):
         return act, 0.0

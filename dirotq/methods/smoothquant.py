@@ -79,6 +79,7 @@ class SmoothQuant(Method):
             re.search(self.unsmoothed, name) for name in inputs.members
         ):
             return Identity(inputs.width)
+        # Of the shifted input: that is what is quantized.
         span = inputs.absmax.double() + self.activation(inputs, act)[1]
         column = torch.stack([weight.abs().amax(0).double().cpu() for weight in weights]).amax(0)
         return Diagonal(inputs.width, scales=smoothing_scales(span, column, self.alpha))

@@ -101,6 +101,7 @@ class SVDQuant(Ranked):
         objective = Objective(sample, weight, sample @ weight.T, fmt, act, shift)
         scales = torch.ones(inputs.width, device=weight.device)
         if self.search:
+            # Of the shifted input: that is what is quantized.
             span = inputs.absmax.to(weight.device) + shift
             candidates = smoothings(span, weight, self.num_grids)
             scales, _ = objective.search(candidates, factorize)

@@ -31,14 +31,14 @@ def falling(rows: int, width: int, power: float, seed: int = 0) -> Tensor:
     return left * torch.arange(1, count + 1) ** -power @ right.T
 
 
-def statistics(name: str = "layer", seed: int = 0) -> InputStatistics:
-    x = outlier_rows(256, WIDTH, seed)
+def statistics(name: str = "layer", seed: int = 0, width: int = WIDTH) -> InputStatistics:
+    x = outlier_rows(256, width, seed)
     moment = x.double().T @ x.double() / 256
-    return InputStatistics((name,), WIDTH, 256, moment, x.abs().amax(0), x)
+    return InputStatistics((name,), width, 256, moment, x.abs().amax(0), x)
 
 
 def objective(weight: Tensor) -> Objective:
-    sample = statistics().sample
+    sample = statistics(width=weight.shape[1]).sample
     return Objective(sample, weight, sample @ weight.T, FMT, ACT)
 
 
