@@ -101,15 +101,7 @@ def _start(job: Job, settings: WandbSettings, sweep: str | None) -> Run:
         )
 
     try:
-        # Without the login a terminal would be asked for the key.
-        if settings.mode == "offline" or not wandb.login(prompt=False, verify=False):
-            if settings.mode == "online":
-                raise ValueError(
-                    "logger.mode=online: no API key is configured; run wandb login, "
-                    "or use logger.mode=offline"
-                )
-            return start("offline")
-        return start("online")
+        return start(_mode(settings))
     except wandb.Error as error:
         text = " ".join(str(error).split())
         if settings.mode != "auto":
@@ -117,6 +109,19 @@ def _start(job: Job, settings: WandbSettings, sweep: str | None) -> Run:
         _log.warning("logger.mode=auto: the run is logged offline, for online %s", text)
         wandb.teardown()  # its process still holds the run that could not start, by its id
         return start("offline")
+
+
+def _mode(settings: WandbSettings) -> str:
+    """Whether to log online or offline; without the login here, a terminal would be asked for the key."""
+    import wandb
+
+    if settings.mode != "offline" and wandb.login(prompt=False, verify=False):
+        return "online"
+    if settings.mode == "online":
+        raise ValueError(
+            "logger.mode=online: no API key is configured; run wandb login, or use logger.mode=offline"
+        )
+    return "offline"
 
 
 def _log_directory(run: Run, folder: Path, *, checkpoint: bool) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from dirotq.report.cells import Table
 from dirotq.report.render import markdown
-from dirotq.report.rows import describe, groups, origins
+from dirotq.report.rows import describe, groups, origins, rank_order
 from dirotq.report.runs import Run, find_runs
 from dirotq.report.tables import pivot, results_table
 
@@ -113,13 +113,13 @@ def _with_origin(table: Table, runs: Sequence[Run], source: Path) -> str:
 
 
 def _sorted(runs: Sequence[Run], order: str, then: str = "") -> list[Run]:
-    """By a metric or a setting; rows alike in it by another setting."""
+    """By a metric or the rank; rows alike in it by another setting."""
 
-    def key(run: Run) -> tuple[float, str]:
+    def key(run: Run) -> tuple[tuple[bool, float], str]:
         assert run.result is not None  # results are files, and files are finished runs
         metric = run.result["metrics"].get(order)
-        settings = run.settings()
-        number = metric["value"] if metric else float(settings.get(order) or 0)
+        settings = run.settings
+        number = (False, metric["value"]) if metric else rank_order(float(settings[order] or 0))
         return number, settings.get(then) or ""
 
     return sorted(runs, key=key)

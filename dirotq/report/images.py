@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from dirotq.lab.pictures import above, grid
 from dirotq.prompts import load_prompts
-from dirotq.report.rows import groups, label
+from dirotq.report.rows import groups, label, origin
 from dirotq.report.runs import NoDataError, Run
 
 AMPLIFIED = 8
@@ -24,12 +25,14 @@ def image_grid(runs: Sequence[Run], *, prompts: int = 8, factor: int = AMPLIFIED
     The 16-bit images are those of a run of `method=fp16`, or else are taken from a run's grid.png.
 
     Raises:
-        NoDataError: no run has images, they share no prompt, or their 16-bit images cannot be had.
+        NoDataError: no run has images, they share no prompt, or their 16-bit images differ or cannot be had.
     """
     having = [run for run in runs if run.result is not None and run.file("images")]
     quantized = [run for run in having if run.result and run.result["method"] != "fp16"]
     if not quantized:
         raise NoDataError("no quantized run has an images folder")
+    if len({_reference(run) for run in having}) > 1:
+        raise NoDataError("the runs differ in model or device, and so in their 16-bit images")
     ids = _shared_prompts(having)[:prompts]
     if not ids:
         raise NoDataError("the runs have no prompt in common")
@@ -52,6 +55,14 @@ def _scale(image: Tensor) -> int:
     return max(1, 128 // image.shape[0])
 
 
+def _reference(run: Run) -> tuple[str | None, ...]:
+    """What the 16-bit images of a run's prompts depend on."""
+    assert run.result is not None  # only finished runs have images
+    settings = run.settings
+    facts = [origin(run.result)[name] for name in ("model", "weights", "device", "torch")]
+    return (*facts, *(settings.get(f"model.{name}") for name in ("size", "steps", "guidance")))
+
+
 def _difference(image: Tensor, reference: Tensor, factor: int) -> Tensor:
     """uint8 [H, W, 3]: absolute difference times ``factor``, cut at white."""
     return ((image.int() - reference.int()).abs() * factor).clamp(max=255).to(torch.uint8)
@@ -64,7 +75,8 @@ def _shared_prompts(runs: Sequence[Run]) -> list[str]:
     if table is None:
         order = sorted(sets[0])
     else:
-        order = [line.split(",")[0] for line in table.read_text(encoding="utf-8").splitlines()[1:]]
+        with table.open(newline="", encoding="utf-8") as file:
+            order = [row["prompt"] for row in csv.DictReader(file)]
     return [key for key in order if all(key in found for found in sets)]
 
 

@@ -109,7 +109,7 @@ def _place(name: str) -> tuple[str, int]:
 
 def _name(run: Run) -> str:
     settings = ", ".join(
-        f"{k}={v}" for k, v in run.settings().items() if v is not None and "." not in k
+        f"{k}={v}" for k, v in run.settings.items() if v is not None and "." not in k
     )
     assert run.result is not None  # a run with layers has a result
     return f"{run.result['method']}, {settings}"

@@ -166,7 +166,7 @@ def _measured(runs: Sequence[Run]) -> str:
         if run.result is None:
             continue
         result, facts = run.result, origin(run.result)
-        estimate = result.get("preflight") or {}
+        estimate = result.get("preflight")
         words = [result.get("command", ""), *([" ".join(run.overrides)] if run.overrides else [])]
         command = "<br>".join(f"<code>{escape(part)}</code>" for part in words)
         versions = ", ".join(f"{k} {v}" for k, v in result["env"]["versions"].items() if v)
@@ -177,9 +177,9 @@ def _measured(runs: Sequence[Run]) -> str:
             *(f"<td>{escape(facts[name])}</td>" for name in ("N", "device", "commit")),
             f'<td class="long">{escape(versions)}</td>',
             _figure(result["seconds"].get("total"), 1, 1, title=stages),
-            _figure(estimate.get("seconds"), 1, 1),
+            _figure(estimate and estimate["seconds"], 1, 1),
             _figure(result["bytes"]["peak"], 1e6, 0),
-            _figure(estimate.get("memory_bytes"), 1e6, 0),
+            _figure(estimate and estimate["memory_bytes"], 1e6, 0),
             _figure(result["bytes"]["checkpoint"], 1e6, 1),
         ]
         rows.append(f"<tr>{''.join(cells)}</tr>")

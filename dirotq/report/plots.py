@@ -20,7 +20,7 @@ from dirotq.report.figures import (
 )
 from dirotq.report.layerplots import layer_snr, trajectory
 from dirotq.report.metrics import shown
-from dirotq.report.rows import Group, label
+from dirotq.report.rows import Group, label, rank_order
 from dirotq.report.runs import NoDataError, Run
 
 _LEGEND_WIDTH = 34  # characters
@@ -30,30 +30,34 @@ _SIZES = (2, 3, 4, 5, 6, 8, 10, 12, 16, 24, 32)  # ticks of bits a weight
 def quality_against_rank(runs: Sequence[Run], metric: str) -> Figure:
     """A line for each method and basis over the rank; methods without a rank are dashed lines across."""
     rows, caption = comparable(runs, metric)
-    ranked = [group for group in rows if group.first["rank"] is not None]
-    shares = [group for group in ranked if 0 < (group.first["rank"] or 0) < 1]
-    whole = [group for group in ranked if group not in shares]
-    chosen = max((whole, shares), key=len)  # coordinates and shares of a width have no common axis
-    lines = _split(chosen, "rank")
+    lines = _split([group for group in rows if group.first["rank"] is not None], "rank")
     if not any(len(members) > 1 for members in lines.values()):
         raise NoDataError("no two runs differ in their rank alone")
+    ranks = sorted(
+        {_rank(group) for members in lines.values() for group in members}, key=rank_order
+    )
+    shares = [rank for rank in ranks if rank_order(rank)[0]]
     across = {_wrapped(label(group)): number_of(group, metric).value for group in _unranked(rows)}
     with figure(5.8, height_beside([*lines, *across], 3.4), caption) as made:
         axes = made.subplots()
+        # Coordinates and shares of a width have no common scale: ranks of both kinds stand side by side.
+        mixed = 0 < len(shares) < len(ranks)
         for index, (name, members) in enumerate(lines.items()):
-            members.sort(key=lambda group: group.first["rank"] or 0)
-            ranks = [float(group.first["rank"] or 0) for group in members]
-            points(axes, ranks, members, metric, index=index, label=name, line=True)
+            members.sort(key=lambda group: rank_order(_rank(group)))
+            place = [ranks.index(_rank(g)) if mixed else _rank(g) for g in members]
+            points(axes, place, members, metric, index=index, label=name, line=True)
         for index, (name, value) in enumerate(across.items(), start=len(lines)):
             colour = look(index)["color"]
             axes.axhline(value, color=colour, linestyle="--", linewidth=1, label=name)
-        ticks = sorted({float(group.first["rank"] or 0) for group in chosen})
-        axes.set_xscale("symlog" if 0 in ticks else "log", base=2)
-        axes.set_xticks(ticks, _tick_labels(ticks))
-        axes.minorticks_off()
-        axes.set_xlabel(
-            "rank, share of the input width" if chosen is shares else "rank, coordinates"
-        )
+        if mixed:
+            axes.set_xticks(range(len(ranks)), [f"{rank:g}" for rank in ranks])
+        else:
+            axes.set_xscale("symlog" if 0 in ranks else "log", base=2)
+            axes.set_xticks(ranks, _tick_labels(ranks))
+            axes.minorticks_off()
+        kinds = ["coordinates"] if len(shares) < len(ranks) else []
+        kinds += ["below 1: share of the input width"] if shares else []
+        axes.set_xlabel(f"rank, {'; '.join(kinds)}")
         axes.set_ylabel(shown(metric).heading)
         made.legend(loc="outside right upper")
     return made
@@ -208,6 +212,10 @@ def _tick_labels(ticks: Sequence[float]) -> list[str]:
         said.append("" if near else f"{tick:g}")
         last = last if near else tick
     return said
+
+
+def _rank(group: Group) -> float:
+    return float(group.first["rank"] or 0)
 
 
 def _unranked(rows: Sequence[Group]) -> list[Group]:

@@ -58,7 +58,7 @@ def groups(runs: Sequence[Run], *, each_seed: bool = False) -> list[Group]:
     for number, run in enumerate(runs):
         if run.result is None:
             continue
-        settings, seed = run.settings(), run.result["seed"]
+        settings, seed = run.settings, run.result["seed"]
         alike = {name: text for name, text in origin(run.result).items() if name != "seed"}
         told = [run.result["method"], alike, [settings.get(name) for name in names]]
         key = str([told, seed if each_seed else None])
@@ -68,9 +68,14 @@ def groups(runs: Sequence[Run], *, each_seed: bool = False) -> list[Group]:
         found.setdefault(key, []).append(run)
     rows = []
     for members in found.values():
-        settings = members[0].settings()
+        settings = members[0].settings
         rows.append(Group(tuple(members), {name: settings.get(name) for name in names}))
     return rows
+
+
+def rank_order(rank: float) -> tuple[bool, float]:
+    """Sorting key of ranks: coordinates, then shares of the input width, which are no number of coordinates."""
+    return 0 < rank < 1, rank
 
 
 def origin(result: Result) -> dict[str, str]:

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,7 +25,6 @@ Status = Literal["finished", "failed", "running"]
 Settings = dict[str, str | None]
 
 FIELDS = ("bits", "rank", "budget", "basis", "rotation", "protect", "rounding")
-# What a command says that the result says itself, or that decides where and not what.
 _ELSEWHERE = {
     *FIELDS, "experiment", "force", "hydra", "logger", "method", "out", "paper", "runtime", "save",
     "seed", "sweep",
@@ -54,6 +55,7 @@ class Run:
         found = self.path / name
         return found if self.path.is_dir() and found.exists() else None
 
+    @cached_property
     def settings(self) -> Settings:
         """What tells this run from others of its method; None is the method's own choice, or none.
 
@@ -67,8 +69,7 @@ class Run:
         if path is not None:
             further = _flat(yaml.safe_load(path.read_text(encoding="utf-8")))
         else:
-            words = self.overrides or self.result.get("command", "").split()
-            further = _words(words)
+            further = _words(self.overrides or shlex.split(self.result.get("command", "")))
         return found | {name: value for name, value in further.items() if not _said_elsewhere(name)}
 
 
@@ -122,10 +123,8 @@ def _job(file: Path) -> tuple[int, Run]:
     if status != "finished":
         return number, Run(name, file.parent, status, None, overrides, error)
     # The path is relative to the working directory of the sweep, which holds outputs/sweeps/<sweep>/<job>.
-    folder = next(
-        (p for p in (Path(place), *(up / place for up in file.resolve().parents)) if p.is_dir()),
-        None,
-    )
+    places = (Path(place), *(parent / place for parent in file.resolve().parents))
+    folder = next((path for path in places if (path / "result.json").is_file()), None)
     if folder is None:
         gone = f"its run directory {place} is not there"
         return number, Run(name, file.parent, "failed", None, overrides, gone)
@@ -141,7 +140,7 @@ def differing(runs: Iterable[Run]) -> list[str]:
     by_method: dict[str, list[Settings]] = {}
     for run in runs:
         if run.result is not None:
-            by_method.setdefault(run.result["method"], []).append(run.settings())
+            by_method.setdefault(run.result["method"], []).append(run.settings)
     everything = [settings for group in by_method.values() for settings in group]
     names = list(dict.fromkeys(name for settings in everything for name in settings))
     return [name for name in names if _differs(name, everything, list(by_method.values()))]
@@ -163,11 +162,14 @@ def _words(words: Iterable[str]) -> Settings:
 
 
 def _said_elsewhere(name: str) -> bool:
+    """Whether the result has the setting as a field of its own, or it decides where and not what."""
     head, _, rest = name.partition(".")
     if head in ("model", "eval", "bits"):
         # The result names model, format and prompts; of the rest, what changes an image or a metric.
         return rest not in _BESIDE
-    return rest in (*FIELDS, "_target_") if head == "method" and rest else head in _ELSEWHERE
+    if head == "method" and rest:
+        return rest in (*FIELDS, "_target_")
+    return head in _ELSEWHERE
 
 
 def _flat(value: Mapping[str, Any], head: str = "") -> Settings:

@@ -139,7 +139,7 @@ def pivot(runs: Sequence[Run], *, columns: str, metric: str) -> Table:
 
     Args:
         runs: of one model, all finished; seeds are averaged.
-        columns: the setting whose values are the columns, in the order of the runs.
+        columns: the setting whose values are the columns.
         metric: the cells.
 
     Raises:
@@ -157,7 +157,8 @@ def pivot(runs: Sequence[Run], *, columns: str, metric: str) -> Table:
         )
         head = group.settings[columns] or "none"
         if head in lines.setdefault(key, {}):
-            raise ValueError(f"{key}, {columns}={head}: two runs, which differ in seed and origin")
+            row = ", ".join(str(cell) for cell in key)
+            raise ValueError(f"{row}, {columns}={head}: two runs, not measured alike")
         lines[key][head] = group
     heads = sorted({head for cells in lines.values() for head in cells}, key=natural)
     alike = all(
@@ -196,13 +197,9 @@ def _others(
     if published is None:
         return []
     ours = {(r["method"], r["rounding"], r["bits"]) for r in (group.first for group in rows)}
+    left = [row for row in published.rows if (row.method, row.rounding, row.bits) not in ours]
+    names = [" ".join(filter(None, (row.method, row.rounding, row.bits))) for row in left]
     return [
-        (
-            " ".join(
-                [row.method, *([row.rounding] if row.rounding else []), row.bits, "(published)"]
-            ),
-            without_ours(published, row),
-        )
-        for row in published.rows
-        if (row.method, row.rounding, row.bits) not in ours
+        (f"{name} (published)", without_ours(published, row))
+        for name, row in zip(names, left, strict=True)
     ]

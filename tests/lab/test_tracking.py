@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -176,6 +177,8 @@ def test_wandb_reports_nothing_but_the_run(make: Make) -> None:
 
 def test_a_missing_package_is_one_line(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
+    with tracked(make(logger="none")):
+        pass
     with (
         pytest.raises(ValueError, match=r"^logger=wandb: .* pip install 'dirotq\[lab\]', or log"),
         tracked(make()),
@@ -220,11 +223,22 @@ def test_auto_goes_offline_where_the_server_cannot_be_reached(
     assert read(run_folders(tmp_path / "logs")[0])["exit"] == 0
 
 
-def test_a_checkpoint_needs_one() -> None:
-    with pytest.raises(
-        ValueError, match=r"^logger\.checkpoint=true logs checkpoint/, allowed with"
-    ):
-        build_job(compose_config(["logger=wandb", "logger.checkpoint=true"]))
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("logger.name=tensorboard", "logger.name=tensorboard, allowed are wandb"),
+        ("logger.mode=cloud", "logger.mode=cloud, allowed are auto, online, offline"),
+        ("logger.tags=one", "logger.tags=one, allowed is a list"),
+        ("logger.dir=null", "logger.dir=None, allowed is text"),
+        (
+            "logger.checkpoint=true",
+            "logger.checkpoint=true logs checkpoint/, allowed with save=true",
+        ),
+    ],
+)
+def test_bad_settings_end_in_one_line(override: str, message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        build_job(compose_config(["logger=wandb", override]))
 
 
 def test_numbers_of_tables_are_numbers(tmp_path: Path) -> None:

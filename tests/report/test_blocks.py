@@ -83,7 +83,7 @@ def test_markers_that_do_not_pair_are_refused(tmp_path: Path, written: str, mess
 
 def test_seeds_are_averaged_in_a_block_of_two_settings(tmp_path: Path) -> None:
     place = tmp_path / "experiments" / "results" / "rank"
-    for rank in (128, 8):
+    for rank in (128, 8, 0.5):
         for basis in ("pca", "random"):
             for seed in (0, 1) if basis == "random" else (0,):
                 write_result(
@@ -99,6 +99,7 @@ def test_seeds_are_averaged_in_a_block_of_two_settings(tmp_path: Path) -> None:
         lines[4] == "| dirotq | 8 | 6.25 | 8.00 [7.50, 8.50] | 13.00 [8.00, 18.00] <sup>a</sup> |"
     )
     assert lines[5].startswith("| dirotq | 128 |")
+    assert lines[6].startswith("| dirotq | 0.5 |")  # a share of the width, not half a coordinate
     assert "<sup>a</sup> mean [least, largest] over 2 seeds" in lines
     assert any("seeds 0, 1; each row's command" in line for line in lines)
 

@@ -45,7 +45,7 @@ def test_a_sweep_has_all_its_jobs_by_number(
         ("4", "failed"),
     ]
     assert found[1].error == "rank=9999: too large"
-    assert found[1].settings() == {"rank": "9999"}
+    assert found[1].settings == {"rank": "9999"}
     assert found[3].error == "its run directory outputs/runs/gone is not there"
 
 
@@ -74,7 +74,7 @@ def test_what_is_no_run_is_said_in_one_line(
 
 def test_settings_come_from_the_command_of_a_committed_result(tmp_path: Path) -> None:
     command = "dirotq -m method=rtn,dirotq eval=standard calib=paper method.per_head=false out=x"
-    settings = find_runs([write_result(tmp_path / "a.json", command=command)])[0].settings()
+    settings = find_runs([write_result(tmp_path / "a.json", command=command)])[0].settings
     assert settings["calib"] == "paper"
     assert settings["method.per_head"] == "false"
     assert settings["rank"] == "32"
@@ -91,7 +91,7 @@ def test_settings_come_from_the_configuration_of_a_run_directory(tmp_path: Path)
         "eval": {"batch": 8},
     }
     run = find_runs([write_run(tmp_path / "a", config=config, command="dirotq calib=paper")])[0]
-    further = {name: value for name, value in run.settings().items() if name not in ("rank",)}
+    further = {name: value for name, value in run.settings.items() if name not in ("rank",)}
     assert further["scale_search"] == "true"
     assert further["weight_only"] is None
     assert further["method.transform_bits"] == "8"

@@ -80,3 +80,10 @@ def test_what_is_missing_is_said(tmp_path: Path) -> None:
     write_run(tmp_path / "c", images={"other": picture(3)})
     with pytest.raises(NoDataError, match="no prompt in common"):
         image_grid(find_runs([tmp_path / "b", tmp_path / "c"]))
+
+
+def test_runs_without_a_common_reference_are_refused(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", images=QUANTIZED)
+    write_run(tmp_path / "b", images=QUANTIZED, model="another")
+    with pytest.raises(NoDataError, match="differ in model or device"):
+        image_grid(find_runs([tmp_path]))

@@ -53,6 +53,16 @@ def test_rank_lines_go_through_the_values_with_their_intervals(sweep: list[Run])
     assert axes.get_ylabel() == "PSNR dB ↑"
 
 
+def test_coordinates_and_shares_stand_side_by_side(tmp_path: Path) -> None:
+    for rank, psnr in ((0.5, 30.0), (8, 20.0), (128, 28.0)):
+        write_result(tmp_path / f"{rank}.json", psnr, rank=rank)
+    axes = quality_against_rank(find_runs([tmp_path]), "psnr").axes[0]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["8", "128", "0.5"]
+    line = axes.containers[0].lines[0].get_xydata().tolist()
+    assert line == [[0.0, 20.0], [1.0, 28.0], [2.0, 30.0]]
+    assert axes.get_xlabel() == "rank, coordinates; below 1: share of the input width"
+
+
 def test_the_caption_says_how_it_was_measured(sweep: list[Run]) -> None:
     caption = " ".join(quality_against_rank(sweep, "psnr").get_supxlabel().split())
     assert "N = 256 prompts" in caption

@@ -67,7 +67,7 @@ def changed(tmp_path: Path, *place: Any, value: Any) -> Path:
         (("rows", 0, "source"), "me", "row fp16: source=me, allowed are"),
         (("rows", 0, "rounding"), "up", "row fp16: rounding=up, allowed are rtn, gptq, null"),
         (("rows", 1, "id"), "fp16", "row fp16 is there twice"),
-        (("rows", 2, "method"), "viditq", "row viditq None w8a8_int8 is there twice"),
+        (("rows", 3, "bits"), "w8a8_int8", "row viditq None w8a8_int8 is there twice"),
         (("sources", "dirotq", "arxiv"), 2605.16732, "source dirotq: arxiv=2605.16732, allowed"),
     ],
 )
