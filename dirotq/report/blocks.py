@@ -93,16 +93,45 @@ def _layer_errors(source: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _paired(source: Path, *, baseline: str) -> str:
+    """Paired differences of experiments/compare.py against runs whose name holds ``baseline``."""
+    content = json.loads(source.read_text(encoding="utf-8"))
+    lines = [
+        "| run | minus | bits W | N | PSNR dB ↑ | SSIM ↑ | emoji_perceptual ↓ |",
+        "|---|---|---:|---:|---:|---:|---:|",
+    ]
+    for row in content["rows"]:
+        run, other, found = row["run"], row["baseline"], row["differences"]
+        if baseline not in other["name"]:
+            continue
+        cells = [
+            f"{f['value']:+.{digits}f} [{f['ci_low']:+.{digits}f}, {f['ci_high']:+.{digits}f}]"
+            + ("" if f["distinguishable"] else ", not distinguishable")
+            for f, digits in (
+                (found[n], d) for n, d in (("psnr", 2), ("ssim", 4), ("emoji_perceptual", 5))
+            )
+        ]
+        bits = f"{run['bits']['weight']:.2f} against {other['bits']['weight']:.2f}"
+        head = [f"`{run['name']}`", f"`{other['name']}`", bits, str(found["psnr"]["n"])]
+        lines.append("| " + " | ".join([*head, *cells]) + " |")
+    lines += ["", f"Paired by prompt, 95 % bootstrap intervals (`{RESULTS / source.name}`)."]
+    return "\n".join(lines) + "\n"
+
+
 def _with_origin(table: Table, runs: Sequence[Run], source: Path) -> str:
     """The table in Markdown, with a line on where it was measured; ValueError unless all rows were measured alike."""
     rows = groups(runs)
     shared, varying = origins(rows)
+    # A table may take more than one sitting; its line names every commit.
+    commits = sorted({str(result["env"]["git"]) for group in rows for result in group.results})
+    varying = [name for name in varying if name != "commit"]
     if varying:
         raise ValueError(f"the rows of {source.name} were not measured alike: {varying[0]} differs")
     results = [result for group in rows for result in group.results]
     formats = {result["bits"] for result in results}
     seeds = sorted({result["seed"] for result in results})
     facts = {name: text for name, text in shared.items() if name != "seed"}
+    facts["commit"] = " and ".join(commits)
     one = "one seed" if len(seeds) == 1 else f"seeds {', '.join(map(str, seeds))}"
     said = (
         f"{f'{formats.pop()}, ' if len(formats) == 1 else ''}{describe(facts)}, {one}; each row's command is in its "
@@ -130,6 +159,7 @@ BLOCKS = (
     Block("results", "emoji-standard", partial(_rows, order="psnr", metrics=_METRICS)),
     Block("layers", "layers/six_and_a_half_bits.json", _layer_errors),
     Block("methods", "emoji-full", partial(_pivot, order="psnr", columns="bits", metric="psnr")),
+    Block("paired", "paired.json", partial(_paired, baseline="svdquant")),
     Block("rank", "rank", partial(_pivot, order="rank", columns="basis", metric="psnr")),
     Block("bits", "bits", partial(_rows, order="psnr", metrics=_METRICS)),
 )
