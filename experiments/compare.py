@@ -7,13 +7,15 @@ has, the mean of RUN minus BASELINE, and whether it can be told from zero.
 from __future__ import annotations
 
 import argparse
+import shlex
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from dirotq.atomic import atomic_write_json
 from dirotq.lab.compare import compare
-from dirotq.lab.results import read_result
+from dirotq.lab.results import environment, read_result
 from dirotq.metrics.statistics import Estimate, distinguishable
 
 
@@ -31,11 +33,7 @@ def main() -> None:
             )
         found = [(run, baseline, compare(run, baseline)) for run, baseline in pairs]
         if arguments.out:
-            rows = [_row(*entry) for entry in found]
-            atomic_write_json(
-                arguments.out,
-                {"schema": 1, "what": "run minus baseline, paired by prompt", "rows": rows},
-            )
+            atomic_write_json(arguments.out, _document([_row(*entry) for entry in found]))
     except (OSError, ValueError) as error:
         raise SystemExit(f"error: {error}") from None
     for run, baseline, differences in found:
@@ -43,6 +41,12 @@ def main() -> None:
             print(f"{run.name} minus {baseline.name}")
         for name, estimate in differences.items():
             print(_line(name, estimate))
+
+
+def _document(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    command = shlex.join(["python", "-m", "experiments.compare", *sys.argv[1:]])
+    what = "run minus baseline, paired by prompt"
+    return {"schema": 1, "command": command, "what": what, "env": environment(), "rows": rows}
 
 
 def _line(name: str, estimate: Estimate) -> str:

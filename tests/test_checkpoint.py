@@ -111,7 +111,7 @@ TENSOR_DAMAGE = [
     ),
     pytest.param(
         put("up.high", lambda t: t["up.high"].half()),
-        r"tensor up.high is torch.float16 \(96, 8\), expected torch.bfloat16",
+        r"tensor up.high is torch.float16 \(96, 8\), expected torch.int8",
         id="dtype",
     ),
     pytest.param(flip("down.codes"), "layer down: checksum mismatch", id="flipped-code"),

@@ -1,5 +1,6 @@
 """Paired differences of two runs."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 from dirotq.lab.compare import compare
 from dirotq.metrics.statistics import paired_difference
 from experiments.compare import main
+from tests.support.finished import write_result
 
 
 def write(folder: Path, values: dict[str, float]) -> Path:
@@ -51,3 +53,25 @@ def test_other_prompts_or_no_file_end_in_one_line(
         monkeypatch.setattr(sys, "argv", ["compare", str(run), str(folder)])
         with pytest.raises(SystemExit, match=message):
             main()
+
+
+def test_pairs_are_written_with_what_was_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = [write(tmp_path / name, {"p": 30.0 + n, "q": 20.0}) for n, name in enumerate("ab")]
+    for run in runs:
+        write_result(run / "result.json", command=f"dirotq method=rtn out={run.name}")
+    out = tmp_path / "pairs.json"
+    pairs = [*runs, *reversed(runs)]
+    monkeypatch.setattr(sys, "argv", ["compare", "--out", str(out), *map(str, pairs)])
+    main()
+    document = json.loads(out.read_text())
+    assert [row["differences"]["psnr"]["value"] for row in document["rows"]] == [-0.5, 0.5]
+    assert document["rows"][0]["run"]["command"] == "dirotq method=rtn"
+    assert "a minus b" in capsys.readouterr().out
+
+
+def test_a_run_without_baseline_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["compare", str(tmp_path)])
+    with pytest.raises(SystemExit, match="1 runs, allowed are pairs"):
+        main()
