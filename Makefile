@@ -7,16 +7,22 @@ FILES := pyproject.toml constraints.txt
 # The other diffusers that is supported, beside the pinned one.
 DIFFUSERS := 0.39.0
 BESIDE := $(VENV)/diffusers-$(DIFFUSERS)
+SWEEP := outputs/sweeps/small
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-diffusers lint format clean
+.PHONY: help demo sweep test test-diffusers lint format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.installed ## quantize the embedded model, generate images, print where pictures and table are
 	$(BIN)/dirotq $(ARGS)
+
+sweep: $(VENV)/.installed-lab ## four ranks on six prompts, and an HTML report of them: about 4 minutes on two CPU cores
+	$(BIN)/dirotq sweep=rank rank=8,32,128,0.5 eval.prompts=6 calib.prompts=6 calib.records=48 \
+	  hydra.sweep.dir=$(SWEEP) $(ARGS)
+	$(BIN)/dirotq-report $(SWEEP) --format html --out $(SWEEP)/report
 
 test: $(VENV)/.installed-dev ## the test suite; ARGS are handed to pytest
 	$(BIN)/python -m pytest -n 2 $(ARGS)
@@ -44,9 +50,13 @@ $(VENV)/.installed: $(FILES) | $(VENV)/bin/pip
 	$(PIP) install --quiet -c constraints.txt -e .
 	touch $@
 
+$(VENV)/.installed-lab: $(FILES) | $(VENV)/bin/pip
+	$(PIP) install --quiet -c constraints.txt -e '.[lab]'
+	touch $@ $(VENV)/.installed
+
 $(VENV)/.installed-dev: $(FILES) | $(VENV)/bin/pip
 	$(PIP) install --quiet -c constraints.txt -e '.[dev]'
-	touch $@ $(VENV)/.installed
+	touch $@ $(VENV)/.installed $(VENV)/.installed-lab
 
 $(BESIDE)/.installed: | $(VENV)/.installed-dev
 	rm -rf $(VENV)/diffusers-*

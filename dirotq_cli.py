@@ -47,3 +47,7 @@ def cache() -> None:
     except KeyboardInterrupt:
         sys.stderr.write("\nstopped\n")
         sys.exit(130)
+
+
+if __name__ == "__main__":  # accelerate launch -m dirotq_cli
+    main()

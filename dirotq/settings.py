@@ -126,12 +126,13 @@ class EvalSettings(Settings):
 
 @dataclass(frozen=True)
 class RuntimeSettings(Settings):
-    """Where and in which precision to compute; `cache` is the folder of finished stages."""
+    """Where and in which precision to compute. preflight: estimate the cost first. cache: folder of finished stages."""
 
     device: str
     dtype: str
     threads: int | None
     deterministic: bool
+    preflight: bool
     cache: str
 
     def __post_init__(self) -> None:

@@ -20,7 +20,7 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -213,15 +213,18 @@ def one_round(
 ) -> None:
     """Run the sweep in `work` until one process gets through, killing them before that."""
     children: list[Child] = []
+    dead: frozenset[Path] = frozenset()  # what was being built at the kills so far
     while True:
         while len(children) < processes:
             place = f"hydra.sweep.dir=sweeps/{count.kills}-{len(children)}"
             children.append(Child([*arguments, place], work))
         everyone = random_choice.random() < 0.5 and count.kills < kills
         stage = random_choice.choice(STAGES) if everyone else None
-        deadline = time.monotonic() + random_choice.uniform(0.05, 0.5) * length
+        # Where the stage was done before, it is not reached, and the sweep gets through.
+        patience = 300 if stage else random_choice.random() * length
+        deadline = time.monotonic() + patience
         while all(child.running() for child in children):
-            reached = stage is not None and stage in building(work)
+            reached = stage is not None and stage in stages(building(work) - dead)
             if count.kills < kills and (reached or time.monotonic() > deadline):
                 break
             time.sleep(_POLL_SECONDS)
@@ -231,21 +234,26 @@ def one_round(
             for child in children:
                 assert child.wait(300) == 0, child.output()
             return
-        during = building(work) or ["between"]
+        during = stages(building(work) - dead) or ["between"]
         victims = children if everyone else [random_choice.choice(children)]
         for victim in victims:
             victim.kill()
             count.kills += 1
             count.during[stage if stage in during and stage else during[0]] += 1
         children = [child for child in children if child not in victims]
+        dead = building(work)
 
 
-def building(work: Path) -> list[str]:
-    """Stages of which an entry is being built, or was when its process was killed."""
-    found = {path.parent.name for path in work.glob("outputs/cache/*/.*.tmp-*")}
-    if any(work.glob("outputs/runs/.*.tmp-*")):
-        found.add("run directory")
-    return sorted(found)
+def building(work: Path) -> frozenset[Path]:
+    """Entries and run directories that are being built, or were when their process was killed."""
+    cached, runs = work.glob("outputs/cache/*/.*.tmp-*"), work.glob("outputs/runs/.*.tmp-*")
+    return frozenset([*cached, *runs])
+
+
+def stages(built: Iterable[Path]) -> list[str]:
+    """The stages that what is being built belongs to."""
+    names = (path.parent.name for path in built)
+    return sorted({STAGES[-1] if name == "runs" else name for name in names})
 
 
 def contents(work: Path) -> dict[str, bytes]:

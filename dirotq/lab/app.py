@@ -20,6 +20,7 @@ from dirotq.lab import sweeps
 from dirotq.lab.progress import watch_interrupts
 from dirotq.lab.results import Result, read_result
 from dirotq.lab.runner import finished, run
+from dirotq.lab.team import Team
 from dirotq.lab.tracking import tracked
 
 _EXPECTED = (
@@ -39,11 +40,15 @@ def main() -> None:
     try:
         sys.argv[1:] = expand(sys.argv[1:])
         folder = _check(sys.argv[1:])
+        team = Team()
         if folder is not None:
+            if team.count > 1:
+                raise ValueError("accelerate launch is for one job, a sweep has hydra/launcher=")
             sweeps.start(folder)
             # Hydra would put another second into the folder's name.
             sys.argv.append("hydra.sweep.dir='{}'".format(str(folder).replace("'", r"\'")))
         run_app(_job)
+        team.leave()
     except _EXPECTED as error:
         _fail(error)
     unfinished = _unfinished(folder) if folder is not None else ""
@@ -87,6 +92,8 @@ def _job(config: DictConfig) -> None:
 
 def _run(config: DictConfig, place: SweepJob | None) -> Path:
     job = build_job(config)
+    if not Team().leads:
+        return run(job, place)
     skipped = finished(job) and not job.force
     with tracked(job, place.folder.parent.name if place else None) as log:
         folder = run(job, place)

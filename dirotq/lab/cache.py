@@ -69,6 +69,10 @@ class Cache:
             raise ValueError(f"stage must be a plain lower-case name, got {stage!r}")
         return self.root / stage / key
 
+    def holds(self, stage: str, fields: Mapping[str, object]) -> bool:
+        """Whether there is an entry for these fields; it may be damaged."""
+        return (self.folder(stage, stage_key(stage, fields)) / MANIFEST).is_file()
+
     def get_or_build(
         self,
         stage: str,

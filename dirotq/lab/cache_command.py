@@ -56,9 +56,10 @@ def entries(root: Path, stage: str | None = None) -> list[Entry]:
         raise ValueError(f"--cache {root}: there is no such folder")
     found = []
     for path in root.glob(f"{stage or '*'}/*/"):
-        # The other folders are what a running or a killed process has half-built.
-        with suppress(FileNotFoundError):  # pruned by somebody else at this moment
-            found += [] if target_name(path) else [_entry(path)]
+        # Other folders are half-built, or not of stages: the judge keeps its answers beside them.
+        if re.fullmatch(r"[0-9a-f]{32}", path.name) and path.with_suffix(".lock").exists():
+            with suppress(FileNotFoundError):  # pruned by somebody else at this moment
+                found.append(_entry(path))
     return sorted(found, key=lambda entry: entry.used)
 
 

@@ -45,6 +45,14 @@ class Floor(Metric):
     distinguishable: bool | None
 
 
+class Preflight(TypedDict):
+    """What a run was expected to take, estimated before it began."""
+
+    seconds: float
+    memory_bytes: int
+    disk_bytes: int
+
+
 class EffectiveBits(TypedDict):
     """Bits a value, with scales, branches and transforms counted in."""
 
@@ -102,6 +110,7 @@ class Result(TypedDict):
     sweep: NotRequired[str | None]
     left_out: NotRequired[dict[str, str]]
     noise_floor: NotRequired[dict[str, Floor]]
+    preflight: NotRequired[Preflight | None]
 
 
 def metric(estimate: Estimate) -> Metric:

@@ -6,7 +6,6 @@ import csv
 import hashlib
 import io
 import json
-import resource
 import shlex
 import shutil
 import sys
@@ -24,9 +23,12 @@ from dirotq.lab import results
 from dirotq.lab.devices import claimed, resolve_device, resolve_dtype
 from dirotq.lab.measure import Measured, measure
 from dirotq.lab.pictures import grid, save_png
+from dirotq.lab.preflight import preflight
 from dirotq.lab.results import Result, read_result
 from dirotq.lab.sources import SOURCE, is_source, kernels_hash, source_hash
 from dirotq.lab.stages import Stages
+from dirotq.lab.team import Team
+from dirotq.lab.trial import peak_bytes
 from dirotq.pipeline import fingerprint, model_folder
 from dirotq.prompts import load_prompts
 from dirotq.quantize import LayerReport, Report
@@ -97,14 +99,15 @@ def finished(job: Job) -> bool:
 def run(job: Job, place: SweepJob | None = None) -> Path:
     """Do the job and return its run directory; a finished one is returned as it is unless `force`.
 
-    place: in the sweep that the job is one of.
+    place: in the sweep that the job is one of. Of the processes of a `Team` the leading one measures and writes.
     Raises ValueError for settings that cannot work and OSError for a disk that cannot be written; no run directory is
     left then, and the finished stages are kept.
     """
     out = run_directory(job)
     if finished(job) and not job.force:
         return out
-    with claimed(job.runtime.device, Path(job.runtime.cache) / "devices") as device:
+    name = Team().device(job.runtime.device)
+    with claimed(name, Path(job.runtime.cache) / "devices") as device:
         _run(replace(job, runtime=replace(job.runtime, device=device)), out, place)
     return out
 
@@ -117,12 +120,16 @@ def _run(job: Job, out: Path, place: SweepJob | None) -> None:
     stages = Stages(job)
     if stages.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(stages.device)  # a sweep's jobs share a process
+    estimate = preflight(stages) if job.runtime.preflight and stages.team.leads else None
     reference = stages.reference_images()
     checkpoint, report = stages.quantized() if job.recipe.method.quantizes else (None, None)
     images = stages.images()
+    if not stages.team.leads:
+        return
     measured = measure(stages, reference, images)
     seconds = {**stages.seconds, "total": time.perf_counter() - start}
     result = _result(stages, report, checkpoint, measured, seconds, place)
+    result["preflight"] = estimate
     with stages.cache.writing(out), atomic_directory(out, replace=True) as folder:
         _write(folder, stages, result, report, reference, images)
         measured.write_tables(folder, stages.prompts)
@@ -166,7 +173,7 @@ def _result(
         noise_floor=measured.noise_floor,
         paper=job.paper,
         seconds={name: round(value, 3) for name, value in seconds.items()},
-        bytes={"checkpoint": _size(checkpoint), "peak": _peak(stages.device)},
+        bytes={"checkpoint": _size(checkpoint), "peak": peak_bytes(stages.device)},
         env=results.environment(stages.device),
         weights="trained" if job.model.weights == "trained" else "random",
         numerics="simulated",
@@ -181,12 +188,6 @@ def _size(folder: Path | None) -> int | None:
     if folder is None:
         return None
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-
-
-def _peak(device: torch.device) -> int:
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _write(

@@ -15,11 +15,10 @@ import copy
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -28,19 +27,24 @@ from dirotq import calibrate
 from dirotq.atomic import atomic_write_json
 from dirotq.calibrate import InputStatistics
 from dirotq.config import Job
+from dirotq.lab import trial as trials
 from dirotq.lab.cache import shared_cache
 from dirotq.lab.devices import resolve_device, resolve_dtype
 from dirotq.lab.drawing import Drawer, Trajectory
 from dirotq.lab.entries import load_report, load_statistics, save_report, save_statistics
+from dirotq.lab.fit import check_budget, check_widths
+from dirotq.lab.keys import Keys
 from dirotq.lab.progress import bar, track
-from dirotq.lab.sources import kernels_hash, source_hash
+from dirotq.lab.results import environment
+from dirotq.lab.team import Team
 from dirotq.models import layout_of, rewrite
-from dirotq.pipeline import Pipeline, fingerprint
+from dirotq.pipeline import Pipeline
 from dirotq.prompts import load_prompts
-from dirotq.quantize import Report, quantize, with_weight_only
+from dirotq.quantize import Report, quantize
 from dirotq.records import load_call, save_call
 
 _SECONDS = "seconds.json"
+_TRIAL_PROMPTS = 2
 
 
 class Stages:
@@ -48,13 +52,14 @@ class Stages:
 
     def __init__(self, job: Job) -> None:
         self.job = job
+        self.team = Team()
         self.device = resolve_device(job.runtime.device)
         self.dtype = resolve_dtype(job.runtime.dtype, self.device)
         self.prompts = load_prompts(job.eval.prompt_set, job.eval.prompts)
         self.calibration = load_prompts(job.calib.prompt_set, job.calib.prompts)
         self.pipeline = Pipeline(job.model, self.device, self.dtype)
-        self._check_fit()
         self.cache = shared_cache(Path(job.runtime.cache).absolute())
+        self.keys = Keys(job, self.pipeline, self.calibration)
         self.seconds: dict[str, float] = {}
         self._inside = 0.0  # seconds spent in stages that other stages asked for
         self._trajectory = (
@@ -65,39 +70,42 @@ class Stages:
             label="16-bit images",
             pipeline=self.pipeline,
             transformer=lambda: self.pipeline.transformer,
-            depends=lambda: self._model_fields,
+            depends=lambda: self.keys.model,
         )
         self._quantized = Drawer(
             stage="images",
             label=f"{job.recipe.method.name} images",
             pipeline=self.pipeline,
             transformer=lambda: self.pipeline.load_transformer(self.quantized()[0]),
-            depends=self._quantized_fields,
+            depends=self.keys.quantized,
         )
-        self._model_fields = {
-            "weights": fingerprint(self.pipeline.folder, job.model.path),
-            "size": job.model.size,
-            "steps": job.model.steps,
-            "guidance": job.model.guidance,
-            "call": job.model.call,
-            "dtype": str(self.dtype),
-            "device": self.device.type,
-            "versions": [torch.__version__, diffusers.__version__],
-            "deterministic": job.runtime.deterministic,
-            "source": source_hash("pipeline.py", "records.py"),
-        }
+        check_widths(self.pipeline.transformer, job.recipe)
+        if job.recipe.budget is not None:
+            check_budget(self.pipeline.transformer, job.recipe, self.trial()[0].inputs)
 
-    def _check_fit(self) -> None:
-        """Ask the method about every width now: after the calibration is late to learn of a bad rank."""
-        model, recipe = self.pipeline.transformer, self.job.recipe
-        if not recipe.method.quantizes:
-            return
-        layout = with_weight_only(layout_of(model), recipe)
-        with rewrite.applied(model, layout):
-            for name, transformed in layout.select(model).items():
-                if transformed and recipe.budget is None:
-                    weight = model.get_submodule(name).get_parameter("weight")
-                    recipe.method.check_width(weight.shape[1], recipe.bits.act)
+    def missing(self) -> set[str]:
+        """Stages that the cache does not hold and this job needs."""
+        drawers, found = [self._reference], set()
+        if self.job.recipe.method.quantizes:
+            drawers.append(self._quantized)
+            for stage in ("quantized", "statistics", "records"):
+                if self.cache.holds(stage, getattr(self.keys, stage)()):
+                    break  # what it was made of is not needed
+                found.add(stage)
+        for drawer in drawers:
+            fields = drawer.fields(self.prompts, self.job.eval.batch)
+            if not self.cache.holds(drawer.stage, fields):
+                found.add(drawer.stage)
+        return found
+
+    def trial(self) -> tuple[trials.Trial, InputStatistics]:
+        """What a short trial of the 16-bit model measured on this machine, and the statistics of one input."""
+        prompts, machine = self.prompts[:_TRIAL_PROMPTS], environment(self.device)["device"]
+
+        def build(folder: Path) -> None:
+            trials.conduct(self.pipeline, prompts, folder)
+
+        return trials.load(self._stage("trial", self.keys.trial(prompts, machine), build))
 
     def reference_images(self) -> Tensor:
         """uint8 [B, H, W, 3]: the 16-bit model's images of the evaluation prompts."""
@@ -145,7 +153,7 @@ class Stages:
                 for number, kwargs in calls:
                     save_call(kwargs, folder / f"{number:06d}.safetensors")
 
-        return self._stage("records", self._records_fields(), build)
+        return self._stage("records", self.keys.records(), build)
 
     def statistics(self) -> list[InputStatistics]:
         """Statistics of every distinct input of the layout's linears."""
@@ -158,7 +166,7 @@ class Stages:
                 found = calibrate.collect(model, layout.select(model), calls, strict=layout.strict)
             save_statistics(found, folder)
 
-        return load_statistics(self._stage("statistics", self._statistics_fields(), build))
+        return load_statistics(self._stage("statistics", self.keys.statistics(), build))
 
     def quantized(self) -> tuple[Path, Report]:
         """Checkpoint of the quantized transformer, and its report."""
@@ -174,7 +182,7 @@ class Stages:
             model.save_pretrained(folder / "checkpoint")  # type: ignore[operator]
             save_report(report, folder / "report.json")
 
-        folder = self._stage("quantized", self._quantized_fields(), build)
+        folder = self._stage("quantized", self.keys.quantized(), build)
         return folder / "checkpoint", load_report(folder / "report.json")
 
     def images(self) -> Tensor:
@@ -192,39 +200,52 @@ class Stages:
             return None
         return self._latents(self._quantized), self._latents(self._reference)
 
-    def _stage(self, name: str, fields: dict[str, Any], build: Callable[[Path], None]) -> Path:
-        """The stage's folder; its seconds, without those of the stages it asked for, are what it cost."""
+    def _stage(
+        self,
+        name: str,
+        fields: dict[str, Any],
+        build: Callable[[Path], None],
+        *,
+        spent: float = 0.0,
+    ) -> Path:
+        """The stage's folder; its seconds, without those of the stages it asked for, are what it cost.
+
+        spent: seconds that this process gave to it before.
+        """
         outside, entered = self._inside, time.perf_counter()
 
         def timed(folder: Path) -> None:
             before, start = self._inside, time.perf_counter()
             build(folder)
-            own = time.perf_counter() - start - (self._inside - before)
+            own = spent + time.perf_counter() - start - (self._inside - before)
             atomic_write_json(folder / _SECONDS, {"seconds": own})
 
-        folder = self.cache.get_or_build(name, fields, timed, self._what(name))
+        folder = self.cache.get_or_build(
+            name, fields, timed, self.keys.what(name, len(self.prompts))
+        )
         self.seconds[name] = json.loads((folder / _SECONDS).read_text())["seconds"]
         self._inside = outside + time.perf_counter() - entered
         return folder
-
-    def _what(self, stage: str) -> str:
-        """A stage's result in a few words."""
-        job = self.job
-        words = [job.model.name, f"{len(self.prompts)} prompts of {Path(job.eval.prompt_set).stem}"]
-        if stage in ("records", "statistics", "quantized"):
-            words[1] = f"{job.calib.records} records of {len(self.calibration)} prompts"
-        if stage in ("quantized", "images", "images-latents"):
-            words.insert(1, job.recipe.describe())
-        return ", ".join(words)
 
     def _calls(self, paths: Sequence[Path]) -> Iterator[dict[str, Any]]:
         for path in track(paths, "layer statistics"):
             yield load_call(path, self.device)
 
     def _images(self, drawer: Drawer) -> Tensor:
-        batch = self.job.eval.batch
+        batch, start = self.job.eval.batch, time.perf_counter()
+        fields = drawer.fields(self.prompts, batch)
+        together = self.team.count > 1 and not self.cache.holds(drawer.stage, fields)
+        parts = self.team.parts(len(self.prompts), batch)
+        if together:
+            for part in self.team.own(parts):
+                self._part(drawer, part)
+        spent = time.perf_counter() - start
 
         def build(folder: Path) -> None:
+            if together:
+                images = torch.cat([self._part(drawer, part) for part in parts])
+                save_file({"images": images}, folder / "images.safetensors")
+                return
             keep = Trajectory(self._trajectory)
             reference = None if drawer is self._reference else self.reference_images()
             images = drawer.draw(self.prompts, batch, keep=keep, reference=reference)
@@ -232,7 +253,21 @@ class Stages:
             if keep.count:
                 self._latents(drawer, keep)
 
-        folder = self._stage(drawer.stage, drawer.fields(self.prompts, batch), build)
+        folder = self._stage(drawer.stage, fields, build, spent=spent)
+        return load_file(folder / "images.safetensors")["images"]
+
+    def _part(self, drawer: Drawer, part: slice) -> Tensor:
+        """Images of some of the prompts, drawn by this process unless another one does or did."""
+        batch, prompts = self.job.eval.batch, self.prompts[part]
+
+        def build(folder: Path) -> None:
+            reference = None if drawer is self._reference else self.reference_images()[part]
+            images = drawer.draw(prompts, batch, reference=reference)
+            save_file({"images": images}, folder / "images.safetensors")
+
+        stage = f"{drawer.stage}-part"
+        what = self.keys.what(stage, len(prompts))
+        folder = self.cache.get_or_build(stage, drawer.fields(prompts, batch), build, what)
         return load_file(folder / "images.safetensors")["images"]
 
     def _latents(self, drawer: Drawer, kept: Trajectory | None = None) -> Tensor:
@@ -249,36 +284,6 @@ class Stages:
         fields = {**drawer.fields(prompts, batch), "count": count}
         folder = self._stage(f"{drawer.stage}-latents", fields, build)
         return load_file(folder / "latents.safetensors")["latents"]
-
-    def _records_fields(self) -> dict[str, Any]:
-        calib = self.job.calib
-        return {
-            "model": self._model_fields,
-            "prompts": [[p.id, p.text] for p in self.calibration],
-            "records": calib.records,
-            "batch": calib.batch,
-        }
-
-    def _statistics_fields(self) -> dict[str, Any]:
-        layout = layout_of(self.pipeline.transformer)
-        source = source_hash("calibrate.py", "models")
-        return {"records": self._records_fields(), "layout": asdict(layout), "source": source}
-
-    def _quantized_fields(self) -> dict[str, Any]:
-        source = source_hash(
-            "formats",
-            "transforms",
-            "rounding",
-            "methods",
-            "budget.py",
-            "quantize.py",
-            "linear.py",
-            "checkpoint.py",
-            "diffusers_quantizer.py",
-            "_diffusers_classes.py",
-        )
-        fields = {"recipe": self.job.recipe.to_dict(), "source": source, "kernels": kernels_hash()}
-        return {"statistics": self._statistics_fields(), **fields}
 
 
 def _spread(total: int, count: int) -> set[int]:

@@ -112,6 +112,18 @@ def test_prune_deletes_what_killed_processes_left(cache: Cache) -> None:
     assert kept.exists()
 
 
+def test_what_is_no_stage_is_left_alone(cache: Cache, capsys: pytest.CaptureFixture[str]) -> None:
+    add(cache, "images", 1, size=100)
+    others = [cache.root / "judge" / name for name in ("ab", "0" * 32, "model@endpoint")]
+    for folder in others:
+        folder.mkdir(parents=True)
+        (folder / "answer.json").write_text("{}")
+    assert run(cache, "verify", "--repair") == 0
+    assert run(cache, "prune", "--keep-size", "0B") == 0
+    assert "1 of 1 entries" in capsys.readouterr().out
+    assert all((folder / "answer.json").exists() for folder in others)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

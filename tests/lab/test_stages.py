@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -29,7 +30,6 @@ def test_infinite_ratios_survive_json(tiny_pipeline: Path, tmp_path: Path) -> No
 def test_seconds_of_a_stage_leave_out_only_what_was_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Stages, "_what", lambda self, stage: "")
     clock = [0.0]
     monkeypatch.setattr(stages.time, "perf_counter", lambda: clock[0])
 
@@ -39,6 +39,7 @@ def test_seconds_of_a_stage_leave_out_only_what_was_waited_for(
     def outer(name: str) -> dict[str, float]:
         fresh = Stages.__new__(Stages)
         fresh.cache, fresh.seconds, fresh._inside = Cache(tmp_path), {}, 0.0
+        fresh.keys, fresh.prompts = SimpleNamespace(what=lambda *_: ""), []
 
         def build(_: Path) -> None:
             fresh._stage("inner", {}, lambda _: work(5))

@@ -29,6 +29,7 @@ def overrides(pipeline: Path, folder: Path, *more: str) -> list[str]:
         f"eval.prompt_set={evaluation}",
         "eval.batch=2",
         "runtime.device=cpu",
+        "runtime.preflight=false",
         f"runtime.cache={folder / 'cache'}",
         *more,
     ]
