@@ -17,6 +17,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections import Counter
@@ -25,6 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
 import dirotq_cli
 from dirotq.atomic import atomic_write_json
@@ -98,6 +100,8 @@ def _become(arguments: Sequence[str], folder: Path, log: Path, prepare: Callable
         sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
         os.chdir(folder)
         sys.argv = ["dirotq", *arguments]
+        # Forks would share the semaphore of tqdm, and a killed one may hold it; processes of their own have their own.
+        tqdm.set_lock(threading.RLock())
         prepare()
         dirotq_cli.main()
         status = 0

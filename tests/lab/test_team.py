@@ -68,7 +68,7 @@ def test_two_processes_draw_the_images_of_one(tiny_pipeline: Path, tmp_path: Pat
     prompts.write_text("".join(f"{key}: {text}\n" for key, text in TEXTS.items()))
     arguments = overrides(
         tiny_pipeline, tmp_path, "method=rtn", f"eval.prompt_set={prompts}", "eval.batch=1",
-        "runtime.device=auto", "runtime.cache=outputs/cache",
+        "runtime.device=auto", "runtime.threads=1", "runtime.cache=outputs/cache",
     )  # fmt: skip
     alone, together = tmp_path / "alone", tmp_path / "together"
     alone.mkdir()
