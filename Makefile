@@ -19,7 +19,7 @@ help: ## list the targets
 demo: $(VENV)/.installed ## quantize the embedded model, generate images, print where pictures and table are
 	$(BIN)/dirotq $(ARGS)
 
-sweep: $(VENV)/.installed-lab ## four ranks on six prompts, and an HTML report of them: about 4 minutes on two CPU cores
+sweep: $(VENV)/.installed-lab ## four ranks on six prompts, and an HTML report of them
 	$(BIN)/dirotq sweep=rank rank=8,32,128,0.5 eval.prompts=6 calib.prompts=6 calib.records=48 \
 	  hydra.sweep.dir=$(SWEEP) $(ARGS)
 	$(BIN)/dirotq-report $(SWEEP) --format html --out $(SWEEP)/report

@@ -94,6 +94,7 @@ def _become(arguments: Sequence[str], folder: Path, log: Path, prepare: Callable
     """Be the command in a forked process, which never returns."""
     status = 1
     try:
+        os.setpgid(0, 0)  # what a launcher does to its group is not done to this process's parent
         descriptor = os.open(log, os.O_WRONLY | os.O_CREAT)
         os.dup2(descriptor, 1)
         os.dup2(descriptor, 2)
