@@ -73,8 +73,8 @@ def _least_error(
     best = x
     least = tl.full((ROWS, GROUPS), float("inf"), tl.float32)
     for trial in tl.static_range(3):
-        near = tl.minimum(tl.maximum(index + (trial - 1), 0), 28)
-        near = tl.where(near == 1, 2 if trial == 2 else 0, near)
+        near = tl.minimum(index + trial, 28)
+        near = tl.where(near == 1, 2, near)
         scale = ((near + _LADDER_BITS) << 22).to(tl.float32, bitcast=True)
         values = _round_to_e2m1(x, scale * base[:, None], ROWS, GROUPS, WIDTH)
         error = values - x
@@ -116,6 +116,10 @@ def _fp4_quantize_kernel(
     else:
         base = tl.max(extent, axis=1) * top_inverse  # [ROWS]
         base = tl.where(base < _SMALLEST_BASE, 1.0, base)
+        if KIND == "fp4h":
+            base = ((base.to(tl.int32, bitcast=True) + 0x7FFFFF) & 0x7F800000).to(
+                tl.float32, bitcast=True
+            )
         wanted = tl.div_rn(extent * _SIXTH, tl.broadcast_to(base[:, None], (ROWS, GROUPS)))
         if KIND == "nvfp4":
             scale = _round_to_e4m3(tl.minimum(tl.maximum(wanted, _SMALLEST_SCALE), 448.0))
@@ -171,6 +175,9 @@ def fp4_quantize_ref(x: Tensor, group: int, kind: str) -> Tensor:
         return _round_to_e2m1_ref(groups, step).flatten(-2)
     base = extent.amax(-2, keepdim=True) * _top_inverse(kind)
     base = torch.where(base < 2.0**-100, 1.0, base)
+    if kind == "fp4h":
+        mantissa, exponent = torch.frexp(base)
+        base = torch.ldexp(torch.ones_like(base), exponent - (mantissa == 0.5).int())
     wanted = extent * (1.0 / 6.0) / base
     if kind == "nvfp4":
         scale = wanted.clamp(2.0**-9, 448.0).to(torch.float8_e4m3fn).float()
@@ -179,8 +186,11 @@ def fp4_quantize_ref(x: Tensor, group: int, kind: str) -> Tensor:
 
 
 def _top_inverse(kind: str) -> float:
-    """Base of a row whose absmax is 1: over it, absmax is the largest code, 6, times the largest group scale."""
-    return 1.0 / (6.0 * (448.0 if kind == "nvfp4" else 64.0))
+    """Base of a row whose absmax is 1, for fp4h before it is rounded up.
+
+    Over it, absmax is the largest group scale times the largest code, 6, or for fp4h times 4.
+    """
+    return 1.0 / (6.0 * 448.0 if kind == "nvfp4" else 4.0 * 64.0)
 
 
 def _round_to_e2m1_ref(groups: Tensor, step: Tensor) -> Tensor:
@@ -192,12 +202,13 @@ def _round_to_e2m1_ref(groups: Tensor, step: Tensor) -> Tensor:
 
 
 def _least_error_ref(groups: Tensor, wanted: Tensor, base: Tensor) -> Tensor:
-    ladder = [2.0**-8, *(m * 2.0**e for e in range(-7, 6) for m in (1.0, 1.5)), 64.0]
+    # 2^-7 also where 1.5 x 2^-8 would be.
+    ladder = [2.0**-8, 2.0**-7, *(m * 2.0**e for e in range(-7, 6) for m in (1.0, 1.5)), 64.0]
     scales = torch.tensor(ladder, device=groups.device)
     index = torch.searchsorted(scales, wanted.clamp(2.0**-8, 64.0), right=True) - 1
     trials, totals = [], []
-    for offset in (-1, 0, 1):
-        step = scales[(index + offset).clamp(0, len(ladder) - 1)] * base
+    for offset in (0, 1, 2):
+        step = scales[(index + offset).clamp(max=len(ladder) - 1)] * base
         trials.append(_round_to_e2m1_ref(groups, step))
         error = (trials[-1] - groups).square()
         error = torch.nn.functional.pad(

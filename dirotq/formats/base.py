@@ -183,3 +183,9 @@ class Format(ABC):
 
 def _bytes(x: Tensor) -> Tensor:
     return x.view(torch.uint8) if x.element_size() == 1 else x
+
+
+def power_of_two(x: Tensor) -> Tensor:
+    """The least powers of two that are not below `x`, normal positive float32."""
+    # A float32 whose mantissa is not zero carries into its exponent.
+    return ((x.view(torch.int32) + 0x7FFFFF) & 0x7F800000).view(torch.float32)

@@ -13,7 +13,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from dirotq.formats.base import Format, Grid
+from dirotq.formats.base import Format, Grid, power_of_two
 
 _TOP = 6.0
 _E4M3_TOP = 448.0
@@ -141,12 +141,14 @@ class MXFP4(_FP4):
 class FP4H(_FP4):
     """FP4 for GPUs with FP8 but no 4-bit tensor cores: code x group scale is exact in E4M3.
 
-    Group scales are 2^e (e from -8 to 6) or 1.5 x 2^e (e from -7 to 5), over one float32 base a row,
-    base = row absmax / 384. A code times such a scale has at most four significant bits and lies between 2^-9 and 384,
+    Group scales are 2^e (e from -8 to 6) or 1.5 x 2^e (e from -7 to 5), over one base a row, the power of two at or
+    above row absmax / 256. A code times such a scale has at most four significant bits and lies between 2^-9 and 384,
     so it is an E4M3 number, and one FP8 product with row scales computes the 4-bit product without a per-group
-    epilogue. Of the scales around group absmax / 6 the one of least squared error is chosen, the smallest of equals;
-    the squares are summed by pairs (`_pair_sum`), so that every device chooses the same. Stored: 2 (e + 8), plus 1 for
-    1.5.
+    epilogue. The base being a power of two, a larger one gives the same values while no group is 2^-8 below it: a
+    kernel needs no pass over the row to know the largest, any bound will do. Of three scales, the one at or below group
+    absmax / 6 and the next two (with the third the largest value lies near 4, where codes are denser), that of least
+    squared error is chosen, the smallest of equals; the squares are summed by pairs (`_pair_sum`), so that every device
+    chooses the same. Stored: 2 (e + 8), plus 1 for 1.5.
     """
 
     kind: ClassVar[str] = "fp4h"
@@ -155,10 +157,11 @@ class FP4H(_FP4):
         groups = groups.float()
         extent = groups.abs().amax(-1)
         if base is None:
-            base = _base(extent.amax(-1, keepdim=True), _TOP * 64)
+            base = power_of_two(_base(extent.amax(-1, keepdim=True), 4 * 64))
         wanted = _below(extent * (1.0 / _TOP) / base)
-        best, least = wanted, torch.full_like(extent, torch.inf)
-        for offset in (-1, 0, 1):
+        # The middle one where all squares overflow.
+        best, least = _nearby(wanted, 1), torch.full_like(extent, torch.inf)
+        for offset in (0, 1, 2):
             scales = _nearby(wanted, offset)
             step = (_ladder(scales) * base)[..., None]
             error = (self.values(self.nearest(groups, step, None), step, None) - groups).square()

@@ -68,10 +68,15 @@ def identity(job: Job) -> str:
         "weights": fingerprint(model_folder(job.model.path), job.model.path),
         "device": [device.type, str(resolve_dtype(job.runtime.dtype, device))],
         "versions": results.environment(device)["versions"],
-        "source": source_hash(*sorted(path.name for path in SOURCE.iterdir() if is_source(path))),
+        "source": source_hash(*sorted(path.name for path in SOURCE.iterdir() if _decides(path))),
         "kernels": kernels_hash(),
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def _decides(path: Path) -> bool:
+    """Whether a folder or file of the library has a part in a run's result: what only reads finished runs has none."""
+    return is_source(path) and path.name not in ("judge", "report")
 
 
 def finished(job: Job) -> bool:
