@@ -72,7 +72,9 @@ def _rows(source: Path, *, order: str, metrics: Sequence[str]) -> str:
 def _pivot(source: Path, *, order: str, columns: str, metric: str) -> str:
     """One metric, a column for each value of a setting."""
     runs = _sorted(find_runs([source]), order, columns)
-    return _with_origin(pivot(runs, columns=columns, metric=metric), runs, source)
+    return _with_origin(
+        pivot(runs, columns=columns, metric=metric, each_commit=False), runs, source
+    )
 
 
 def _layer_errors(source: Path) -> str:
@@ -120,7 +122,7 @@ def _paired(source: Path, *, baseline: str) -> str:
 
 def _with_origin(table: Table, runs: Sequence[Run], source: Path) -> str:
     """The table in Markdown, with a line on where it was measured; ValueError unless all rows were measured alike."""
-    rows = groups(runs)
+    rows = groups(runs, each_commit=False)
     shared, varying = origins(rows)
     # A table may take more than one sitting; its line names every commit.
     commits = sorted({str(result["env"]["git"]) for group in rows for result in group.results})

@@ -47,19 +47,22 @@ class Group:
         return self.results[0]
 
 
-def groups(runs: Sequence[Run], *, each_seed: bool = False) -> list[Group]:
+def groups(
+    runs: Sequence[Run], *, each_seed: bool = False, each_commit: bool = True
+) -> list[Group]:
     """Rows of a table, in the order of the runs.
 
     Runs measured differently are never one row, nor are those of one seed with different metrics; and if ``each_seed``,
-    those of different seeds.
+    those of different seeds, if ``each_commit`` those of different commits.
     """
+    apart = {"seed"} if each_commit else {"seed", "commit"}
     names = differing(runs)
     found: dict[str, list[Run]] = {}
     for number, run in enumerate(runs):
         if run.result is None:
             continue
         settings, seed = run.settings, run.result["seed"]
-        alike = {name: text for name, text in origin(run.result).items() if name != "seed"}
+        alike = {name: text for name, text in origin(run.result).items() if name not in apart}
         told = [run.result["method"], alike, [settings.get(name) for name in names]]
         key = str([told, seed if each_seed else None])
         same = [other.result for other in found.get(key, []) if other.result]

@@ -134,18 +134,19 @@ class _Body:
         return found
 
 
-def pivot(runs: Sequence[Run], *, columns: str, metric: str) -> Table:
+def pivot(runs: Sequence[Run], *, columns: str, metric: str, each_commit: bool = True) -> Table:
     """One metric with a column for each value of a setting, beside the effective bits of the weights.
 
     Args:
         runs: of one model, all finished; seeds are averaged.
         columns: the setting whose values are the columns.
         metric: the cells.
+        each_commit: whether seeds of different commits are kept apart.
 
     Raises:
         ValueError: two runs fall into one cell, or all have the same value of the setting.
     """
-    entries = groups(runs)
+    entries = groups(runs, each_commit=each_commit)
     if any(columns not in group.settings for group in entries):
         raise ValueError(f"columns={columns}: no two runs differ in it")
     dense = [name for name in _dense(entries) if name != columns]
