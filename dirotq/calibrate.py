@@ -2,24 +2,29 @@
 
 Both come from the model's own forward passes. Two linears share an input when they are handed the same tensor, not
 when their names say so. Memory is bounded: a K x K second moment and a few sample rows an input, whatever the number
-of batches.
+of batches. `dirotq.passes` and `dirotq.streaming` take them a few inputs, or a block, at a time.
 """
 
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 
 Batch = Mapping[str, Any] | Sequence[Any]
+Members = tuple[str, ...]
 _SAMPLE_ROWS = 512
+_HAS_TRITON = importlib.util.find_spec("triton") is not None
+NO_BATCHES = "calibration: no batches, at least one is needed"
 _log = logging.getLogger(__name__)
 
 
@@ -34,7 +39,7 @@ class InputStatistics:
     heads: attention heads whose outputs the input is made of, one after the other; 1 where it is none.
     """
 
-    members: tuple[str, ...]
+    members: Members
     width: int
     rows: int = 0
     moment: Tensor = field(default_factory=lambda: torch.empty(0))
@@ -49,8 +54,8 @@ class InputStatistics:
         return self.members[0]
 
 
-class _Accumulator:
-    """Running sums for one input; the moment is accumulated in float64 from float32 products."""
+class Accumulator:
+    """Running sums for one input; the moment is accumulated in float64 from float32 products, on the input's device."""
 
     def __init__(self, width: int, device: torch.device) -> None:
         self.total = torch.zeros(width, width, dtype=torch.float64, device=device)
@@ -59,15 +64,19 @@ class _Accumulator:
         self.rows = 0
         self.sample = torch.empty(0, width)
         self._offered, self._every = 0, 1
+        self._by_kernel = device.type == "cuda" and _HAS_TRITON
 
     def add(self, x: Tensor) -> None:
-        x = x.detach().reshape(-1, x.shape[-1]).float()
-        self.total += (x.T @ x).double()
-        self.absmax = torch.maximum(self.absmax, x.abs().amax(0))
-        self.lowest = torch.minimum(self.lowest, x.amin())
+        x = x.detach().reshape(-1, x.shape[-1])
+        if x.dtype == torch.float64:
+            x = x.float()
+        self._add_moment(x)
+        # Of the numbers as they are: these are exact in every dtype, and a wide input is not copied.
+        self.absmax = torch.maximum(self.absmax, x.abs().amax(0).float())
+        self.lowest = torch.minimum(self.lowest, x.amin().float())
         self.rows += x.shape[0]
         # An even stride over the tokens: the first rows alone would be one corner of one image.
-        rows = _spread(x, _SAMPLE_ROWS // 8)
+        rows = _spread(x, _SAMPLE_ROWS // 8).float()
         # One in so many of all rows offered is kept, so that no batch counts more than another.
         self.sample = torch.cat(
             [self.sample, rows[-self._offered % self._every :: self._every].cpu()]
@@ -77,12 +86,28 @@ class _Accumulator:
             self.sample = self.sample[::2]
             self._every *= 2
 
-    def finish(self, members: tuple[str, ...]) -> InputStatistics:
+    def _add_moment(self, x: Tensor) -> None:
+        if self._by_kernel:
+            from dirotq_kernels.second_moment import second_moment_
+
+            second_moment_(self.total, x)
+        else:
+            x = x.float()
+            self.total += x.T @ x
+
+    def finish(self, members: Members) -> InputStatistics:
+        """The statistics, whose moment is the sum's own memory. Raises ValueError where they are not finite."""
+        if self._by_kernel:
+            from dirotq_kernels.second_moment import mirror_
+
+            mirror_(self.total)
+        if not bool(torch.isfinite(self.total).all()):
+            raise ValueError(f"layer {members[0]}: its calibration input holds infinities or NaN")
         return InputStatistics(
             members=members,
             width=self.total.shape[0],
             rows=self.rows,
-            moment=(self.total / self.rows).cpu(),
+            moment=self.total.div_(self.rows),
             absmax=self.absmax.cpu(),
             sample=_spread(self.sample, _SAMPLE_ROWS).clone(),
             lowest=float(self.lowest),
@@ -118,20 +143,22 @@ def _hooked(
 
 def trace_inputs(
     model: nn.Module, names: Iterable[str], batch: Batch, *, strict: bool = True
-) -> list[tuple[str, ...]]:
+) -> list[Members]:
     """Groups of `names` that read the same tensor in a forward of `batch`, in forward order.
 
-    All their inputs are alive at once, which is the activations of one forward. Raises ValueError for a linear that the
-    forward does not reach; unless `strict`, warns and leaves it out.
+    Raises ValueError for a linear that the forward does not reach; unless `strict`, warns and leaves it out.
     """
     names = list(names)
     seen: dict[str, tuple[Any, ...]] = {}
-    alive: list[Tensor] = []  # a freed tensor's memory could come back as another input
+    # A freed tensor's memory could come back as another input: a reference keeps a storage's number, not its memory.
+    storages: list[StorageWeakRef] = []
 
     def remember(name: str, x: Tensor) -> None:
-        alive.append(x)
+        storage = StorageWeakRef(x.untyped_storage())
+        storages.append(storage)
         version = 0 if x.is_inference() else x._version
-        seen.setdefault(name, (x.data_ptr(), version, x.shape, x.stride(), x.dtype))
+        place = (storage.cdata, x.storage_offset(), version)
+        seen.setdefault(name, (*place, x.shape, x.stride(), x.dtype))
 
     # A caller's inference mode is left: its tensors do not say whether they were changed in place.
     with torch.inference_mode(False), torch.no_grad(), _hooked(model, names, remember):
@@ -151,10 +178,26 @@ def trace_inputs(
     return [tuple(members) for members in groups.values()]
 
 
+@contextmanager
+def summing(model: nn.Module, groups: Iterable[Members]) -> Iterator[dict[Members, Accumulator]]:
+    """Sum up the inputs of `groups` of linears, each at its first member, in every forward meanwhile; no gradients."""
+    owners = {members[0]: members for members in groups}
+    sums: dict[Members, Accumulator] = {}
+
+    def add(name: str, x: Tensor) -> None:
+        members = owners[name]
+        if members not in sums:
+            sums[members] = Accumulator(x.shape[-1], x.device)
+        sums[members].add(x)
+
+    with torch.no_grad(), _hooked(model, owners, add):
+        yield sums
+
+
 def collect(
     model: nn.Module, names: Iterable[str], batches: Iterable[Batch], *, strict: bool = True
 ) -> list[InputStatistics]:
-    """Statistics of every distinct input of the linears `names`, over all `batches`.
+    """Statistics of every distinct input of the linears `names`, over all `batches`, on the CPU in the end.
 
     Raises ValueError when there is no batch, when a linear is not reached (unless not `strict`: it is left out, with a
     warning), and when an input is not finite (with the linear's name).
@@ -162,25 +205,14 @@ def collect(
     iterator = iter(batches)
     first = next(iterator, None)
     if first is None:
-        raise ValueError("calibration: no batches, at least one is needed")
+        raise ValueError(NO_BATCHES)
     groups = trace_inputs(model, names, first, strict=strict)
-    owners = {members[0]: members for members in groups}
-    sums: dict[str, _Accumulator] = {}
-
-    def add(name: str, x: Tensor) -> None:
-        if name not in sums:
-            sums[name] = _Accumulator(x.shape[-1], x.device)
-        sums[name].add(x)
-
-    with torch.no_grad(), _hooked(model, owners, add):
+    with summing(model, groups) as sums:
         call(model, first)
         for batch in iterator:
             call(model, batch)
-    statistics = [sums[name].finish(members) for name, members in owners.items()]
-    for entry in statistics:
-        if not bool(torch.isfinite(entry.moment).all()):
-            raise ValueError(f"layer {entry.name}: its calibration input holds infinities or NaN")
-    return statistics
+    found = (sums.pop(members).finish(members) for members in groups)
+    return [replace(entry, moment=entry.moment.cpu()) for entry in found]
 
 
 def call(model: nn.Module, batch: Batch) -> Any:
@@ -188,10 +220,14 @@ def call(model: nn.Module, batch: Batch) -> Any:
     return model(**batch) if isinstance(batch, Mapping) else model(*batch)
 
 
-def fingerprint(statistics: Iterable[InputStatistics]) -> str:
-    """Hash of calibration statistics (sha256, 16 hex digits), stored in checkpoints as provenance."""
-    digest = hashlib.sha256()
-    for entry in statistics:
-        digest.update(repr((entry.members, entry.rows)).encode())
-        digest.update(entry.moment.contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
+def digest(entry: InputStatistics) -> str:
+    """Hash of one input's statistics (sha256, 16 hex digits); of its moment the diagonal, where every change shows."""
+    content = hashlib.sha256(repr((entry.members, entry.rows, entry.lowest)).encode())
+    for tensor in (entry.moment.diagonal(), entry.absmax, entry.sample):
+        content.update(tensor.contiguous().cpu().numpy().tobytes())
+    return content.hexdigest()[:16]
+
+
+def fingerprint(digests: Iterable[str]) -> str:
+    """Hash of the `digest`s of all inputs, in order (16 hex digits), stored in checkpoints as provenance."""
+    return hashlib.sha256(" ".join(digests).encode()).hexdigest()[:16]

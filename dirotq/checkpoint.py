@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from dirotq import transforms
+from dirotq import digests, transforms
 from dirotq.atomic import atomic_directory
 from dirotq.linear import InputSpec, QuantLinear, build
 from dirotq.models import rewrite
@@ -42,11 +42,12 @@ def describe(
     recipe: Recipe,
     layers: Mapping[str, QuantLinear],
     *,
+    checksums: Mapping[str, str],
     calibration: str,
     dtype: torch.dtype,
     rewrites: rewrite.Record | None = None,
 ) -> None:
-    """Attach to `model` the `quantization_config` that its checkpoints will carry."""
+    """Attach to `model` the `quantization_config` that its checkpoints will carry; checksums: of the `layers`."""
     config: dict[str, Any] = {
         "quant_method": "dirotq",
         "layout_version": LAYOUT_VERSION,
@@ -55,7 +56,7 @@ def describe(
         "calibration": calibration,
         "dtype": str(dtype).removeprefix("torch."),
         "inputs": [layer.spec.to_dict() for layer in layers.values() if layer.spec is not None],
-        "checksums": {name: checksum(layer) for name, layer in layers.items()},
+        "checksums": dict(checksums),
     }
     if rewrites:
         config["rewrites"] = rewrites
@@ -235,9 +236,7 @@ def verify(layers: Mapping[str, QuantLinear], config: Mapping[str, Any]) -> None
 
 def checksum(layer: nn.Module) -> str:
     """BLAKE2b of the layer's tensors (names, dtypes, shapes, bytes), 16 hex digits."""
-    digest = hashlib.blake2b(digest_size=8)
+    content = hashlib.blake2b(digest_size=8)
     for name, tensor in sorted(layer.state_dict().items()):
-        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
-        flat = tensor.detach().contiguous().cpu().flatten()
-        digest.update(flat.view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+        digests.add_tensor(content, name, tensor)
+    return content.hexdigest()

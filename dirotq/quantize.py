@@ -3,100 +3,146 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dirotq import budget, calibrate
-from dirotq.calibrate import Batch, InputStatistics
-from dirotq.checkpoint import describe
+from dirotq import budget, calibrate, resume
+from dirotq.calibrate import InputStatistics
+from dirotq.checkpoint import checksum, describe
 from dirotq.formats import Format
 from dirotq.linear import InputSpec, QuantLinear, build
 from dirotq.methods import Method, Ranked
 from dirotq.models import Layout, layout_of, rewrite
+from dirotq.passes import Batches
 from dirotq.recipes import Recipe
+from dirotq.reports import LayerReport, Report
+from dirotq.sources import Means, Source
+from dirotq.stopwatch import Stopwatch
 from dirotq.transforms import Identity
+
+__all__ = ["LayerReport", "Report", "quantize", "snr_db", "with_weight_only"]
 
 Item = TypeVar("Item")
 Progress = Callable[[Sequence[Item]], Iterable[Item]]
 
 
-@dataclass(frozen=True)
-class LayerReport:
-    """One quantized linear. SNRs are in dB: of the weight, of the quantized activation, and of the output on sample
-    inputs. effective_bits: stored bits a weight, the input's transform shared evenly among the linears that read it.
-    """
-
-    name: str
-    input: str
-    in_features: int
-    out_features: int
-    rank: int
-    effective_bits: float
-    weight_snr_db: float
-    act_snr_db: float
-    output_snr_db: float
-    fallback: bool
-
-
-@dataclass(frozen=True)
-class Report:
-    """layers: in forward order. weight_bits, act_bits: effective bits a value over all quantized linears."""
-
-    layers: tuple[LayerReport, ...]
-    weight_bits: float
-    act_bits: float
-    seconds: float
-
-
 def quantize(
     model: nn.Module,
     recipe: Recipe,
-    batches: Iterable[Batch] = (),
+    batches: Batches = (),
     *,
     layout: Layout | None = None,
     statistics: Sequence[InputStatistics] | None = None,
-    progress: Progress[InputStatistics] | None = None,
+    progress: Progress[str] | None = None,
+    memory: int | None = None,
+    stream: torch.device | str | None = None,
+    workdir: Path | str | None = None,
+    calibration: str | None = None,
 ) -> Report:
     """Quantize the linears of `model`, in place, that its layout names; nothing else is touched.
 
-    batches: calibration inputs, keyword dictionaries or argument tuples; not read when `statistics` are given.
-    layout: the one of the model's class when None. progress: wraps the loop over distinct inputs.
-    On any error the model is as it was. Raises ValueError for a layer that does not fit, by name.
+    batches: calibration inputs, keyword dictionaries or argument tuples; a list or a function that returns an iterator
+        if they are to be read more than once, which the others below may ask for. Not read when `statistics` are given.
+    layout: the one of the model's class when None. progress: wraps the loop over the names of distinct inputs.
+    memory: bytes that second moments may take at once; None for what is free on the device. Where all of them do not
+        fit, the batches are run through the model again for the rest (`dirotq.passes`).
+    stream: device to run the model's repeated blocks on one after the other, while its weights stay where they are
+        (`dirotq.streaming`); batches are moved there.
+    workdir: folder for what is finished, input by input; started again with the same model, recipe and calibration, a
+        run goes on from there (`dirotq.resume`). It can be deleted when the model is saved.
+    calibration: identity of the batches for that; a hash of their content when None.
+    The result does not depend on the last four. On any error the model is as it was. Raises ValueError for a layer that
+    does not fit, by name, and for batches that cannot be read again.
     """
-    start = time.perf_counter()
+    home = next(model.parameters()).device
+    device = None if stream is None else torch.device(stream)
+    clock = Stopwatch(device or home)
     if not recipe.method.quantizes:
-        return Report((), 16.0, 16.0, time.perf_counter() - start)
+        return Report((), 16.0, 16.0, clock.total())
     layout = with_weight_only(layout or layout_of(model), recipe)
+    means = Means(memory, device, None if workdir is None else Path(workdir), calibration)
     with rewrite.applied(model, layout, keep=True) as rewrites:
         selected = layout.select(model)
-        if statistics is None:
-            statistics = calibrate.collect(model, selected, batches, strict=layout.strict)
-        replacements: dict[str, QuantLinear] = {}
-        reports: list[LayerReport] = []
-        for inputs in progress(statistics) if progress else statistics:
-            inputs = replace(inputs, heads=layout.heads_of(model, inputs.name))
-            layers, rows = _quantize_input(
-                model, recipe, inputs, quantize_acts=_agree(inputs, selected)
-            )
-            replacements.update(layers)
-            reports.extend(rows)
-        missing = sorted(set(selected) - set(replacements))
+        source, shelf = means.open(model, recipe, layout, batches, statistics)
+        clock.lap("resume")
+        job = _Job(model, recipe, layout, selected, home, shelf, clock)
+        done = job.finish_all(source, progress)
+        layers = {name: layer for entry in done for name, layer in entry.layers.items()}
+        missing = sorted(set(selected) - set(layers))
         if missing and layout.strict:
             raise ValueError(f"layer {missing[0]}: the calibration statistics do not cover it")
         dtype = next(model.parameters()).dtype
-        for name, layer in replacements.items():
+        for name, layer in layers.items():
             model.set_submodule(name, layer)
-        calibration = calibrate.fingerprint(statistics)
         describe(
-            model, recipe, replacements, calibration=calibration, dtype=dtype, rewrites=rewrites
+            model,
+            recipe,
+            layers,
+            checksums={name: its for entry in done for name, its in entry.checksums.items()},
+            calibration=calibrate.fingerprint(entry.statistics for entry in done),
+            dtype=dtype,
+            rewrites=rewrites,
         )
-    return _summary(reports, replacements, time.perf_counter() - start)
+    clock.lap("store")
+    return _summary([row for entry in done for row in entry.rows], layers, clock)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A quantization under way. selected: linears, and whether their activations are quantized. home: of the model."""
+
+    model: nn.Module
+    recipe: Recipe
+    layout: Layout
+    selected: dict[str, bool]
+    home: torch.device
+    shelf: resume.Shelf
+    clock: Stopwatch
+
+    def finish_all(self, source: Source, progress: Progress[str] | None) -> list[resume.Finished]:
+        """All distinct inputs, in forward order: those on the shelf, and the others from their statistics."""
+        groups = source.groups(self.selected, strict=self.layout.strict)
+        self.clock.lap("trace")
+        done: dict[str, resume.Finished] = {}
+        for members in groups:
+            entry = self.shelf.get(members)
+            if entry is not None:
+                done[members[0]] = self._at_home(entry)
+        self.clock.lap("resume")
+        names = [members[0] for members in groups]
+        waiting = [members for members in groups if members[0] not in done]
+        with closing(source.statistics(waiting)) as statistics:
+            for name in progress(names) if progress else names:
+                if name not in done:
+                    # Nothing else refers to them: their memory is free before the next ones are made.
+                    done[name] = self._finish(next(statistics))
+        return [done[name] for name in names if name in done]
+
+    def _finish(self, inputs: InputStatistics) -> resume.Finished:
+        """Quantize the linears that read one input."""
+        self.clock.lap("statistics")
+        inputs = replace(inputs, heads=self.layout.heads_of(self.model, inputs.name))
+        layers, rows = _quantize_input(
+            self.model, self.recipe, inputs, _agree(inputs, self.selected), self.clock
+        )
+        self.clock.lap("report")
+        checksums = {name: checksum(layer) for name, layer in layers.items()}
+        entry = resume.Finished(layers, checksums, tuple(rows), calibrate.digest(inputs))
+        entry = self.shelf.put(inputs.members, self._at_home(entry))
+        self.clock.lap("store")
+        return entry
+
+    def _at_home(self, entry: resume.Finished) -> resume.Finished:
+        for layer in entry.layers.values():
+            layer.to(self.home)
+        return entry
 
 
 def with_weight_only(layout: Layout, recipe: Recipe) -> Layout:
@@ -119,7 +165,7 @@ def _agree(inputs: InputStatistics, selected: dict[str, bool]) -> bool:
 
 
 def _quantize_input(
-    model: nn.Module, recipe: Recipe, inputs: InputStatistics, quantize_acts: bool
+    model: nn.Module, recipe: Recipe, inputs: InputStatistics, quantize_acts: bool, clock: Stopwatch
 ) -> tuple[dict[str, QuantLinear], list[LayerReport]]:
     """Quantize the linears that read one input, all rows together: they share its transform and its Hessian."""
     linears = {name: model.get_submodule(name) for name in inputs.members}
@@ -139,11 +185,13 @@ def _quantize_input(
     protect = method.protect_format if transform.high and fmt is not None else None
     spec = InputSpec(inputs.members, transform.to_dict(), fmt, act, protect, shift)
     layers = build(spec, rows_of, transform)
+    clock.lap("transform")
     encoded = None
     if fmt is not None:
         needs = method.rounding == "gptq" or method.scale_search
         low_moment = transform.low_moment(moment) if needs else None
         encoded, fallback = method.round(low, low_moment, fmt, float(moment.diagonal().mean()))
+    clock.lap("rounding")
     row = 0
     for (name, layer), weight in zip(layers.items(), weights, strict=True):
         rows = slice(row, row + weight.shape[0])
@@ -217,7 +265,9 @@ def _report(
     )
 
 
-def _summary(reports: list[LayerReport], layers: dict[str, QuantLinear], seconds: float) -> Report:
+def _summary(
+    reports: list[LayerReport], layers: dict[str, QuantLinear], clock: Stopwatch
+) -> Report:
     weights = sum(r.in_features * r.out_features for r in reports)
     stored = sum(r.effective_bits * r.in_features * r.out_features for r in reports)
     owners = [layer for layer in layers.values() if layer.spec is not None]
@@ -228,7 +278,14 @@ def _summary(reports: list[LayerReport], layers: dict[str, QuantLinear], seconds
         act, protect = layer.input.act, layer.input.protect
         act_bits += low * (act.bits_per_value(low) if act else 16.0)
         act_bits += high * (protect.bits_per_value(high) if protect and act else 16.0)
-    return Report(tuple(reports), stored / weights, act_bits / values, seconds)
+    return Report(
+        layers=tuple(reports),
+        weight_bits=stored / weights,
+        act_bits=act_bits / values,
+        seconds=clock.total(),
+        stages=clock.seconds,
+        peak_bytes=clock.peak_bytes(),
+    )
 
 
 def snr_db(signal: Tensor, approximation: Tensor) -> float:

@@ -21,7 +21,7 @@ _MODULATION = re.compile(r"norm|ada_?ln|modulat|(^|[._])mod([._]|$)", re.IGNOREC
 
 def layout(model: nn.Module) -> Layout:
     """Layout of `model`, from its structure; raises ValueError when it has no linear layer to quantize."""
-    blocks = tuple(f"{name}." for name, module in model.named_modules() if _are_blocks(module))
+    blocks = tuple(f"{name}." for name in repeated(model))
     modules = {name: module for name, module in model.named_modules() if not _KEPT.search(name)}
     linears = [name for name, module in modules.items() if isinstance(module, nn.Linear)]
     inside = [name for name in linears if name.startswith(blocks)]
@@ -46,6 +46,14 @@ def layout(model: nn.Module) -> Layout:
     )
 
 
-def _are_blocks(module: nn.Module) -> bool:
-    """Whether `module` is a list of like modules, unlike [Linear, Dropout] at the end of diffusers' attention."""
-    return isinstance(module, nn.ModuleList) and len({type(item) for item in module}) == 1
+def repeated(model: nn.Module) -> list[str]:
+    """Names of the outermost lists of like modules, unlike [Linear, Dropout] at the end of diffusers' attention."""
+    found: list[str] = []
+    for name, module in model.named_modules():
+        if (
+            isinstance(module, nn.ModuleList)
+            and len({type(item) for item in module}) == 1
+            and not name.startswith(tuple(f"{outer}." for outer in found))
+        ):
+            found.append(name)
+    return found

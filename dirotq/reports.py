@@ -1,0 +1,39 @@
+"""What quantizing a model reports."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """One quantized linear. SNRs are in dB: of the weight, of the quantized activation, and of the output on sample
+    inputs. effective_bits: stored bits a weight, the input's transform shared evenly among the linears that read it.
+    """
+
+    name: str
+    input: str
+    in_features: int
+    out_features: int
+    rank: int
+    effective_bits: float
+    weight_snr_db: float
+    act_snr_db: float
+    output_snr_db: float
+    fallback: bool
+
+
+@dataclass(frozen=True)
+class Report:
+    """layers: in forward order. weight_bits, act_bits: effective bits a value over all quantized linears.
+
+    stages: seconds of "resume" (hashes, and what an earlier run finished), "trace", "statistics", "transform",
+    "rounding", "report" and "store"; those that there were. peak_bytes: most memory allocated on the GPU at once.
+    """
+
+    layers: tuple[LayerReport, ...]
+    weight_bits: float
+    act_bits: float
+    seconds: float
+    stages: dict[str, float] = field(default_factory=dict)
+    peak_bytes: int = 0
