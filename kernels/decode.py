@@ -1,0 +1,120 @@
+"""Decode packed 4-bit weights to bfloat16 in one pass over memory: the right side of a 16-bit product of many rows.
+
+Bitwise what `Format.decode` (`dirotq.formats`) gives, rounded to bfloat16. Bound: the bytes of one read and one write.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from dirotq_kernels.four_bit import (
+    CODES_PER_WORD,
+    check_weight,
+    code_value,
+    group_scale,
+    scales_of,
+    weight_values,
+    words_of,
+)
+from torch import Tensor
+
+_BLOCK = 256  # a word a thread, 16 bytes of output: then no layout has to be converted
+
+
+@triton.jit
+def _bfloat16_bits(x, EXACT: tl.constexpr):
+    # By integers, because Triton's interpreter truncates in casts.
+    bits = x.to(tl.uint32, bitcast=True)
+    if not EXACT:
+        bits += 0x7FFF + ((bits >> 16) & 1)
+    return bits
+
+
+@triton.jit
+def _pair(words, step, PLACE: tl.constexpr, KIND: tl.constexpr):
+    # A code has two bits, a scale of mxfp4 and fp4h two at most: nothing to round.
+    EXACT: tl.constexpr = KIND == "mxfp4" or KIND == "fp4h"
+    UNIT: tl.constexpr = 1.0 if KIND == "integer" else 2.0**126
+    low = _bfloat16_bits(code_value(words, PLACE, KIND) * UNIT * step, EXACT)
+    high = _bfloat16_bits(code_value(words, PLACE + 1, KIND) * UNIT * step, EXACT)
+    return (low >> 16) | (high & 0xFFFF0000)
+
+
+@triton.jit
+def _decode_kernel(
+    words_ptr,
+    scales_ptr,
+    base_ptr,
+    out_ptr,  # int32, pairs of bfloat16
+    num_words,
+    KIND: tl.constexpr,
+    WORDS: tl.constexpr,  # in a row
+    WORDS_PER_GROUP: tl.constexpr,
+    GROUPS: tl.constexpr,
+    BASE: tl.constexpr,  # bases from row to row: none, 0 or 1
+    BLOCK: tl.constexpr,
+):
+    word = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = word < num_words
+    row = word // WORDS
+    column = (word % WORDS).to(tl.int32)
+    words = tl.load(words_ptr + word, mask=inside, other=0).to(tl.uint32, bitcast=True)
+    scales = tl.load(scales_ptr + row * GROUPS + column // WORDS_PER_GROUP, mask=inside, other=0)
+    step = group_scale(scales, KIND)
+    if BASE is not None:
+        step *= tl.load(base_ptr + row * BASE, mask=inside, other=0.0)
+    even = tl.join(_pair(words, step, 0, KIND), _pair(words, step, 4, KIND))
+    odd = tl.join(_pair(words, step, 2, KIND), _pair(words, step, 6, KIND))
+    pairs = tl.reshape(tl.join(even, odd), (BLOCK, 4)).to(tl.int32, bitcast=True)
+    places = word[:, None] * 4 + tl.arange(0, 4)[None, :]
+    tl.store(out_ptr + places, pairs, mask=inside[:, None])
+
+
+@torch.library.custom_op(
+    "dirotq::decode",
+    mutates_args=(),
+    schema="(Tensor codes, Tensor scales, Tensor? base, str kind, int group, int width) -> Tensor",
+)
+def decode(
+    codes: Tensor, scales: Tensor, base: Tensor | None, kind: str, group: int, width: int
+) -> Tensor:
+    """Decode packed weights to bfloat16 [N, width].
+
+    kind: integer (4 bits, symmetric), nvfp4, mxfp4 or fp4h. codes: uint8 [N, width / 2]; scales [N, ceil(width /
+    group)] and base ([N, 1], [] or None) as a layer stores them. Raises ValueError for another kind, shapes or dtypes
+    that do not belong together, and where 8 does not divide width and group.
+    """
+    check_weight("decode", codes, scales, base, kind, group, width)
+    out = torch.empty((codes.shape[0], width), dtype=torch.bfloat16, device=codes.device)
+    num_words = out.numel() // CODES_PER_WORD
+    if not num_words:
+        return out
+    _decode_kernel[(triton.cdiv(num_words, _BLOCK),)](
+        words_of(codes),
+        scales_of(scales),
+        scales if base is None else base,
+        out.view(torch.int32),
+        num_words,
+        KIND=kind,
+        WORDS=width // CODES_PER_WORD,
+        WORDS_PER_GROUP=group // CODES_PER_WORD,
+        GROUPS=scales.shape[1],
+        BASE=None if base is None else base.ndim // 2,
+        BLOCK=_BLOCK,
+        num_warps=_BLOCK // 32,
+    )
+    return out
+
+
+@decode.register_fake
+def _(codes, scales, base, kind, group, width):
+    check_weight("decode", codes, scales, base, kind, group, width)
+    return codes.new_empty((codes.shape[0], width), dtype=torch.bfloat16)
+
+
+def decode_ref(
+    codes: Tensor, scales: Tensor, base: Tensor | None, kind: str, group: int, width: int
+) -> Tensor:
+    """The definition, in PyTorch."""
+    return weight_values(codes, scales, base, kind, group, width).bfloat16()
