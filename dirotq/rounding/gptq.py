@@ -8,7 +8,8 @@ Changed:
   term vanish is w_j + Σ_i<j e_i V_ij / V_jj. It is GPTQ's (arXiv 2507.18553), with one factorization and no inverse.
 - All but the formats' own arithmetic is in float64. The diagonal of DiRotQ's rotated low block is orders of magnitude
   below that of the full Hessian, and in float32 it can only be factored when damped relative to the full mean. And the
-  order of summation, which blocks and devices change, turns a code only within some 1e-15 of a tie.
+  order of summation, which blocks and devices change, turns a code only within some 1e-15 of a tie. Within a block of
+  columns even that is fixed, so that a kernel can do the same bitwise.
 - The caller may name the mean that the damping is relative to.
 - A row keeps its nearest codes where they are better. GPTQ is greedy: every column's error is made good by those after
   it, and the last ones, or clipped ones, can end with more than was saved; and what it lessens is the damped error.
@@ -17,13 +18,16 @@ Changed:
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from dirotq.formats import Encoded, Format, Grid
+from dirotq.formats import Encoded, Format, Grid, Integer
+
+_HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,7 @@ def gptq(
     if mean is None:
         mean = 1.0 if bool(dead.all()) else float(diagonal[~dead].mean())
     order = torch.argsort(diagonal, descending=True, stable=True)
-    feedback = _feedback(moment[order][:, order], options.damping * mean, options.retries)
+    feedback = _feedback(moment, order, options.damping * mean, options.retries)
     if feedback is None:
         return None
     if grid is None:
@@ -90,17 +94,23 @@ def gptq(
     return _better_rows(alive, moment, fmt, found, fmt.encode(alive.float(), grid))
 
 
-def _feedback(moment: Tensor, damping: float, retries: int) -> Tensor | None:
-    """V_ij / V_jj of the damped moment V Vᵀ, V upper triangular [K, K]; `moment` is overwritten."""
+def _feedback(moment: Tensor, order: Tensor, damping: float, retries: int) -> Tensor | None:
+    """V_ij / V_jj of the damped moment V Vᵀ, V upper triangular [K, K], of the columns in the given order."""
+    # LAPACK's factors are lower triangular: that of the matrix turned round, turned round.
+    backward = order.flip(0)
+    moment = moment[backward][:, backward]
     diagonal = moment.diagonal().clone()
     dead = diagonal == 0
     for attempt in range(retries + 1):
         # A dead column is coupled to no other: any positive number will do.
         moment.diagonal().copy_((diagonal + damping * 2.0**attempt).masked_fill(dead, 1.0))
-        lower, failed = torch.linalg.cholesky_ex(moment.flip(0, 1))
+        lower, failed = torch.linalg.cholesky_ex(moment)
         if not int(failed) and bool(torch.isfinite(lower).all()):
+            # In place, as at most two such matrices are alive at a time: of 12288 columns they have 1.2 GB each.
+            del moment
             upper: Tensor = lower.flip(0, 1)
-            return upper / upper.diagonal()
+            del lower
+            return upper.div_(upper.diagonal().clone())
     return None
 
 
@@ -116,15 +126,55 @@ def _round_columns(
     targets = columns.clone()
     codes = []
     for start, stop in _blocks(columns.shape[0], size):
-        errors = torch.empty_like(columns[start:stop])
-        for j in range(start, stop):
-            column_zero = None if zero is None else zero[j]
-            code = fmt.codes(targets[j], step[j], column_zero)
-            errors[j - start] = columns[j] - fmt.values(code, step[j], column_zero)
-            targets[j + 1 : stop].addr_(feedback[j, j + 1 : stop], errors[j - start])
-            codes.append(code)
-        targets[stop:].addmm_(feedback[start:stop, stop:].T, errors)
-    return torch.stack(codes)
+        block = slice(start, stop)
+        found, errors = _round_block(
+            columns[block],
+            targets[block],
+            feedback[block, block],
+            fmt,
+            step[block],
+            None if zero is None else zero[block],
+        )
+        codes.append(found)
+        targets[stop:].addmm_(feedback[block, stop:].T, errors)
+    return torch.cat(codes)
+
+
+def _round_block(
+    columns: Tensor,
+    targets: Tensor,
+    feedback: Tensor,
+    fmt: Format,
+    step: Tensor,
+    zero: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Codes and errors [k, N] of one block; by the kernel that is bitwise the same, where there is one."""
+    kernel = _kernel_arguments(fmt)
+    if kernel is not None and _takes_kernel(columns):
+        from dirotq_kernels.gptq_columns import gptq_columns
+
+        found: tuple[Tensor, Tensor] = gptq_columns(columns, targets, feedback, step, zero, *kernel)
+        return found
+    codes, errors = [], torch.empty_like(columns)
+    for j in range(columns.shape[0]):
+        column_zero = None if zero is None else zero[j]
+        code = fmt.codes(targets[j], step[j], column_zero)
+        errors[j] = columns[j] - fmt.values(code, step[j], column_zero)
+        # Two roundings. `addr_` makes it one in some elements, and in which depends on device and shape.
+        targets[j + 1 :] += feedback[j, j + 1 :, None] * errors[j]
+        codes.append(code)
+    return torch.stack(codes), errors
+
+
+def _takes_kernel(x: Tensor) -> bool:
+    return x.is_cuda and _HAS_TRITON
+
+
+def _kernel_arguments(fmt: Format) -> tuple[str, int, bool] | None:
+    """Kind, bits and sign of a format's codes, or None where no kernel knows them."""
+    if isinstance(fmt, Integer):
+        return "integer", fmt.bits, fmt.symmetric and not fmt.unsigned
+    return ("e2m1", 4, True) if fmt.kind in ("nvfp4", "mxfp4", "fp4h") else None
 
 
 def _better_rows(
