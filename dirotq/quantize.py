@@ -171,6 +171,9 @@ def _quantize_input(
     linears = {name: model.get_submodule(name) for name in inputs.members}
     weights = [_weight(name, linear, inputs) for name, linear in linears.items()]
     stacked = torch.cat(weights)
+    # Where the weights are: what a method makes of it, decompositions above all, takes a CPU minutes for a wide input.
+    moment = inputs.moment.to(stacked.device)
+    inputs = replace(inputs, moment=moment)
     fmt, act = recipe.bits.weight, recipe.bits.act if quantize_acts else None
     rows_of = {name: w.shape[0] for name, w in zip(linears, weights, strict=True)}
     # Weight-only linears have nothing to protect or smooth: the authors of all methods leave their inputs alone.
@@ -179,7 +182,6 @@ def _quantize_input(
     transform = Identity(inputs.width) if plain else method.transform(inputs, weights, fmt, act)
     act, shift = method.activation(inputs, act)
     transform = transform.to(stacked.device)
-    moment = inputs.moment.to(stacked.device)
     low, high = transform.fold(stacked)
     fallback = False
     protect = method.protect_format if transform.high and fmt is not None else None

@@ -16,6 +16,10 @@ from torch import Tensor
 
 from dirotq.transforms.base import Transform
 from dirotq.transforms.hadamard import block_hadamard
+from dirotq.transforms.orthogonal import polar
+
+# Larger ones are aligned by some ten inversions, which take a GPU far less time than one SVD takes anybody.
+_LARGEST_SVD = 1024
 
 
 class Compact(Transform):
@@ -103,7 +107,12 @@ class Compact(Transform):
 
 def _align(subspace: Tensor, high: int) -> Tensor:
     """The same subspace in the basis whose last rows are symmetric positive semidefinite."""
-    left, _, right = torch.linalg.svd(subspace[-high:])
+    corner = subspace[-high:]
+    turn = polar(corner.T) if high > _LARGEST_SVD else None
+    if turn is not None:
+        return subspace @ turn
+    # On the CPU: GPUs are slow at a single SVD.
+    left, _, right = (part.to(subspace.device) for part in torch.linalg.svd(corner.cpu()))
     aligned: Tensor = subspace @ right.T @ left.T
     return aligned
 

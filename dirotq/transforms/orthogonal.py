@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
+
+_NEWTON_ROUNDS = 30
+# Convergence is quadratic: what is left after such a change is its square.
+_NEWTON_SETTLED = 1e-8
 
 
 def random_orthogonal(width: int, generator: torch.Generator) -> Tensor:
@@ -17,6 +23,28 @@ def random_orthogonal(width: int, generator: torch.Generator) -> Tensor:
     q, r = torch.linalg.qr(gaussian)
     signs = torch.where(r.diagonal() < 0, -1.0, 1.0).to(q.dtype)
     return q * signs
+
+
+def polar(matrix: Tensor) -> Tensor | None:
+    """Orthogonal factor of the polar decomposition of `matrix` [n, n], float64; None where it is singular.
+
+    Scaled Newton iteration (Higham, SIAM J. Sci. Stat. Comput. 7, 1986), about ten inversions.
+    """
+    found = matrix.double()
+    for _ in range(_NEWTON_ROUNDS):
+        inverse, failed = torch.linalg.inv_ex(found)
+        sizes = [
+            torch.linalg.matrix_norm(part, 1) * torch.linalg.matrix_norm(part, torch.inf)
+            for part in (inverse, found)
+        ]
+        scale = float((sizes[0] / sizes[1]) ** 0.25)
+        if int(failed) or not 0 < scale < math.inf:
+            return None
+        before, found = found, found * (scale / 2) + inverse.T / (2 * scale)
+        change = float((found - before).norm() / found.norm())
+        if change <= _NEWTON_SETTLED:
+            return found
+    return None
 
 
 def eigenbasis(moment: Tensor) -> tuple[Tensor, Tensor]:

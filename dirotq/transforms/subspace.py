@@ -8,6 +8,8 @@ from torch import Tensor
 from dirotq.transforms.orthogonal import eigenbasis, signed
 
 _OVERSAMPLING = 16
+# Of the width, blocks below this share are iterated; from _WIDE on, where `eigh` falls back behind, below a sixth.
+_SHARE, _WIDE, _WIDE_SHARE = 8, 2048, 6
 _ROUNDS = 40
 _WARM_ROUNDS = 4
 _SETTLED = 1e-3
@@ -20,13 +22,14 @@ def top_subspace(
 
     Block subspace iteration with Rayleigh-Ritz (Halko, Martinsson, Tropp, arXiv 0909.4061, section 4.5), stopped when
     a round gains less than a thousandth of the energy that is still outside, which is what will be quantized; a full
-    `eigh`, which is as quick then, where the block would be an eighth of the width or more, where the width is small,
-    and where 40 rounds do not settle. Eigenvalues that are close may mix at the border of the subspace: what is
-    promised is the energy, not the vectors. start: columns [K, rank] near the answer, from which four rounds at
-    most are made, and no `eigh`: for a caller that comes again.
+    `eigh`, which is as quick then, where the block would be an eighth of the width or more (from a width of 2048 on, a
+    sixth), where the width is small, and where 40 rounds do not settle. Eigenvalues that are close may mix at the
+    border of the subspace: what is promised is the energy, not the vectors. start: columns [K, rank] near the answer,
+    from which four rounds at most are made, and no `eigh`: for a caller that comes again.
+    The result is on the moment's device, and all work but the drawing of random numbers is done there.
     """
     width, block = moment.shape[0], min(rank + _OVERSAMPLING, moment.shape[0])
-    quick = width >= 1024 and 8 * block < width
+    quick = width >= 1024 and (_WIDE_SHARE if width >= _WIDE else _SHARE) * block < width
     if not quick and (start is None or 2 * block > width):
         return eigenbasis(moment)[1][:, width - rank :]
     moment = moment.double()
@@ -56,10 +59,12 @@ def joint_subspace(
 
     What is left to quantize is E_x = tr(H outside S) of the input and E_w = tr(WᵀW outside S) of the weight [N, K]; the
     error is about their product. A stationary point of log E_x + log E_w holds the leading eigenvectors of
-    H / E_x + WᵀW / E_w, found as a fixed point that starts at the principal subspace of H. The best of all rounds.
+    H / E_x + WᵀW / E_w, found as a fixed point that starts at the principal subspace of H. The best of all rounds, on
+    the moment's device.
     """
     moment = moment.double()
-    gram = (weight.double().T @ weight.double()).to(moment.device)
+    weight = weight.to(moment.device, torch.float64)
+    gram = weight.T @ weight
     subspace = top_subspace(moment, rank, generator)
     best, least = subspace, float("inf")
     for _ in range(rounds + 1):

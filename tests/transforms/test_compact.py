@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dirotq.transforms import Compact, block_hadamard, hadamard
+from dirotq.transforms import Compact, block_hadamard, compact, hadamard
 from dirotq.transforms.hadamard import blocks
 
 
@@ -30,6 +30,21 @@ def exact(transform: Compact, columns: torch.Tensor) -> Compact:
         identity + aligned[-fresh.high :], aligned[: -fresh.high].T
     )
     return fresh
+
+
+@pytest.mark.parametrize("dead", [False, True])
+def test_large_subspaces_are_aligned_alike(dead: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By Newton's iteration instead of an SVD; a channel without input makes it singular, and takes the SVD."""
+    columns = subspace(300, 60)
+    if dead:
+        columns[-1] = 0.0
+        columns = torch.linalg.qr(columns)[0]
+        columns[-1] = 0.0
+    expected = compact._align(columns, 60)
+    monkeypatch.setattr(compact, "_LARGEST_SVD", 59)
+    found = compact._align(columns, 60)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-11)
+    assert torch.equal(found, expected) == dead
 
 
 @pytest.mark.parametrize("bits", [8, 16])
