@@ -30,7 +30,7 @@ def polar(matrix: Tensor) -> Tensor | None:
 
     Scaled Newton iteration (Higham, SIAM J. Sci. Stat. Comput. 7, 1986), about ten inversions.
     """
-    found = matrix.double()
+    found: Tensor = matrix.double()
     for _ in range(_NEWTON_ROUNDS):
         inverse, failed = torch.linalg.inv_ex(found)
         sizes = [
@@ -40,7 +40,8 @@ def polar(matrix: Tensor) -> Tensor | None:
         scale = float((sizes[0] / sizes[1]) ** 0.25)
         if int(failed) or not 0 < scale < math.inf:
             return None
-        before, found = found, found * (scale / 2) + inverse.T / (2 * scale)
+        before = found
+        found = before * (scale / 2) + inverse.T / (2 * scale)
         change = float((found - before).norm() / found.norm())
         if change <= _NEWTON_SETTLED:
             return found

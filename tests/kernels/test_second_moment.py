@@ -47,16 +47,20 @@ def test_error_is_that_of_float32_sums(
 
 
 def test_float32_is_as_precise_as_pytorch() -> None:
-    """Within twice the error of a float32 product, where two bfloat16 terms would have some hundred times."""
+    """Within twice the error of a float32 product; tensor cores cut sums off where others round, so eight times there.
+
+    Two bfloat16 terms instead of three would have twelve times.
+    """
     x = draw(300, 96).to(DEVICE)
     total = torch.zeros(96, 96, dtype=torch.float64, device=DEVICE)
     expected = total.clone()
     second_moment_(total, x)
     second_moment_ref(expected, x)
-    rms = [float(relative(got, expected, x).square().mean().sqrt()) for got in (
-        total, (x.T @ x).tril()
-    )]  # fmt: skip
-    assert rms[0] <= 2 * rms[1]
+    ours, pytorch = (
+        float(relative(got, expected, x).square().mean().sqrt())
+        for got in (total, (x.T @ x).tril())
+    )
+    assert ours <= (2 if DEVICE == "cpu" else 8) * pytorch
 
 
 @every_dtype
