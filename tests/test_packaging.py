@@ -1,5 +1,6 @@
 """What a wheel holds, and what the checkout's root must not shadow."""
 
+import ast
 import importlib.machinery
 import tomllib
 from pathlib import Path
@@ -57,3 +58,19 @@ def test_import_kernels_does_not_find_ours() -> None:
     spec = importlib.machinery.PathFinder.find_spec("kernels", [str(ROOT)])
     # A folder without __init__.py is a namespace, which any real package goes before.
     assert spec is None or spec.loader is None
+
+
+def imported(path: Path) -> set[str]:
+    """First parts of the modules that a file imports."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add(str(node.module).split(".")[0])
+    return found
+
+
+def test_one_package_alone_imports_hydra() -> None:
+    users = {path.parent for path in (ROOT / "dirotq").rglob("*.py") if "hydra" in imported(path)}
+    assert users == {ROOT / "dirotq" / "config"}

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from dirotq.config import Job, build_job, check, compose_config, config_folder
+from dirotq.config import Job, build_job, check, compose_config, config_folder, each_job
 from dirotq.methods import DiRotQ, SVDQuant
 
 ROOT = Path(__file__).parents[1]
@@ -74,6 +74,20 @@ def test_a_preset_takes_further_settings() -> None:
     assert check(["sweep=rank", "method=svdquant", "hydra.sweep.dir=here"], multirun=True) == Path(
         "here"
     )
+
+
+def test_jobs_of_a_preset_are_in_hydra_s_order() -> None:
+    found = each_job(
+        ["sweep=rank", "rank=8,16", "basis=pca,joint", "hydra.sweep.dir=here", "seed=3"]
+    )
+    first, second, third, _ = found
+    assert first == ("rank=8", "sweep=rank", "basis=pca", "seed=3")
+    assert second == ("rank=8", "sweep=rank", "basis=joint", "seed=3")
+    assert third == ("rank=16", "sweep=rank", "basis=pca", "seed=3")
+    assert each_job(["method=rtn"]) == [("method=rtn",)]
+    assert len(each_job(["sweep=basis_rotation"])) == 12
+    with pytest.raises(ValueError, match="sweep=depth: unknown"):
+        each_job(["sweep=depth"])
 
 
 def test_debug_is_small() -> None:
