@@ -9,6 +9,7 @@ from dirotq._torchvision import define_missing_schemas
 
 define_missing_schemas()  # before anything below can import torchvision
 
+from dirotq.backend import set_backend  # noqa: E402
 from dirotq.checkpoint import CheckpointError, load, save  # noqa: E402
 from dirotq.config import recipe  # noqa: E402
 from dirotq.diffusers_quantizer import register_when_imported  # noqa: E402
@@ -28,4 +29,5 @@ __all__ = [
     "quantize",
     "recipe",
     "save",
+    "set_backend",
 ]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import math
 import weakref
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -14,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dirotq import formats, transforms
-from dirotq.formats import Encoded, Format, Grid, Integer, pack_nibbles, unpack_nibbles
+from dirotq.formats import Encoded, Format, Grid, Integer
+from dirotq.storage import FixedDtype, allocate, pack, unpack
 from dirotq.transforms import Transform
 
 _HAS_TRITON = importlib.util.find_spec("triton") is not None
@@ -62,22 +62,7 @@ class InputSpec:
         return cls(members, transform, weight, act, protect, shift)
 
 
-class _FixedDtype(nn.Module):
-    """A module whose buffers move between devices but keep their dtype: `.half()` must not change what codes mean."""
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        before = {name: buffer for name, buffer in self.named_buffers() if buffer is not None}
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        for name, original in before.items():
-            owner_name, _, leaf = name.rpartition(".")
-            owner = self.get_submodule(owner_name)
-            changed = owner.get_buffer(leaf)
-            if changed.dtype != original.dtype:
-                setattr(owner, leaf, original.to(changed.device))
-        return self
-
-
-class QuantInput(_FixedDtype):
+class QuantInput(FixedDtype):
     """Transforms and quantizes one distinct input, once for all the linears that read it.
 
     The result is kept until each of them has read it, and dropped then.
@@ -151,7 +136,7 @@ def _quantize(act: Format, x: Tensor) -> Tensor:
     return quantized[..., :width]
 
 
-class QuantLinear(_FixedDtype):
+class QuantLinear(FixedDtype):
     """A linear layer in quantized form.
 
     Buffers, row-major: `codes` uint8 [N, ceil(low / 2)] for 4-bit codes (two a byte, even column in the low nibble) or
@@ -160,6 +145,7 @@ class QuantLinear(_FixedDtype):
     protected `high` [N, r] (bfloat16; the model's dtype beside an unquantized `weight`; or codes, with `high_scales`
     [N, G]); `bias` [N] in the model's dtype.
     The first linear that reads an input holds its `input`; the others refer to it.
+    kernel: what computes it in place of the definition (`dirotq.backend`); it stores nothing.
     """
 
     input: QuantInput
@@ -170,6 +156,7 @@ class QuantLinear(_FixedDtype):
     high: Tensor | None
     high_scales: Tensor | None
     bias: Tensor | None
+    kernel: nn.Module | None
 
     def __init__(self, spec: InputSpec, out_features: int, input: QuantInput, owner: bool) -> None:
         super().__init__()
@@ -186,6 +173,7 @@ class QuantLinear(_FixedDtype):
         self.spec = spec if owner else None
         for name in ("codes", "scales", "base", "weight", "high", "high_scales", "bias"):
             self.register_buffer(name, None)
+        self.kernel = None
 
     def allocate(self, bias: Tensor | None, dtype: torch.dtype) -> None:
         """Register empty buffers of the right shapes and dtypes, to be loaded into."""
@@ -194,9 +182,9 @@ class QuantLinear(_FixedDtype):
         if self.format is None:
             self.weight = torch.empty(rows, low, dtype=dtype)
         else:
-            self.codes, self.scales, self.base = _allocate(self.format, rows, low)
+            self.codes, self.scales, self.base = allocate(self.format, rows, low)
         if high and self.protect is not None:
-            self.high, self.high_scales, _ = _allocate(self.protect, rows, high)
+            self.high, self.high_scales, _ = allocate(self.protect, rows, high)
         elif high:
             self.high = torch.empty(
                 rows, high, dtype=dtype if self.format is None else torch.bfloat16
@@ -210,13 +198,13 @@ class QuantLinear(_FixedDtype):
             self.weight = low.detach().contiguous()
         else:
             assert self.format is not None, "encoded weights need a format"
-            self.codes = _pack(self.format, low)
+            self.codes = pack(self.format, low)
             self.scales = low.grid.scales
             # A tensor's base is shared by the linears of one input, and files hold no shared memory.
             self.base = None if low.grid.base is None else low.grid.base.clone()
         if high is not None and self.protect is not None:
             encoded = self.protect.encode(high.float())
-            self.high, self.high_scales = _pack(self.protect, encoded), encoded.grid.scales
+            self.high, self.high_scales = pack(self.protect, encoded), encoded.grid.scales
         elif high is not None:
             dtype = low.dtype if isinstance(low, Tensor) else torch.bfloat16
             self.high = high.to(dtype).contiguous()
@@ -227,7 +215,7 @@ class QuantLinear(_FixedDtype):
         if self.format is None:
             return self.weight.float()
         grid = Grid(self.scales, None, self.base)
-        return _unpack(self.format, self.codes, grid, self.input.transform.low_width)
+        return unpack(self.format, self.codes, grid, self.input.transform.low_width)
 
     def high_weight(self) -> Tensor | None:
         """Decoded protected weights [N, r], float32; None where no coordinate is protected."""
@@ -236,10 +224,13 @@ class QuantLinear(_FixedDtype):
         if self.protect is None:
             return self.high.float()
         assert self.high_scales is not None, "protected codes need scales"
-        return _unpack(self.protect, self.high, Grid(self.high_scales), self.input.transform.high)
+        return unpack(self.protect, self.high, Grid(self.high_scales), self.input.transform.high)
 
     def forward(self, input: Tensor) -> Tensor:
-        """`input` [..., K] -> [..., N] in its own dtype; computed in float32."""
+        """`input` [..., K] -> [..., N] in its own dtype; computed in float32, or by the kernel that was chosen."""
+        if self.kernel is not None:
+            result: Tensor = self.kernel(self, input)
+            return result
         low, high = self.input(input)
         y = F.linear(low, self.low_weight())
         protected = self.high_weight()
@@ -257,26 +248,6 @@ class QuantLinear(_FixedDtype):
     def extra_repr(self) -> str:
         weight = self.format.kind if self.format else "16-bit"
         return f"in={self.in_features}, out={self.out_features}, high={self.input.transform.high}, weight={weight}"
-
-
-def _allocate(fmt: Format, rows: int, width: int) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Empty codes, scales and base of an encoded matrix [rows, width], as they are stored."""
-    packed = fmt.code_bits == 4
-    codes = torch.empty(
-        rows, -(-width // 2) if packed else width, dtype=torch.uint8 if packed else fmt.code_dtype
-    )
-    scales = torch.empty(rows, fmt.num_groups(width), dtype=fmt.scale_dtype)
-    shapes = {"row": (rows, 1), "tensor": ()}
-    base = torch.empty(shapes[fmt.base_of]) if fmt.base_of else None
-    return codes, scales, base
-
-
-def _pack(fmt: Format, encoded: Encoded) -> Tensor:
-    return pack_nibbles(encoded.codes) if fmt.code_bits == 4 else encoded.codes
-
-
-def _unpack(fmt: Format, codes: Tensor, grid: Grid, width: int) -> Tensor:
-    return fmt.decode(Encoded(unpack_nibbles(codes, width) if fmt.code_bits == 4 else codes, grid))
 
 
 def build(

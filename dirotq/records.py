@@ -65,3 +65,9 @@ def _put(kwargs: dict[str, Any], name: str, value: Any) -> None:
     for folder in folders:
         kwargs = kwargs.setdefault(folder, {})
     kwargs[leaf] = value
+
+
+def spread(total: int, count: int) -> set[int]:
+    """`count` of the numbers 0 .. total - 1, evenly spread over all batches and steps."""
+    count = min(count, total)
+    return {(2 * i + 1) * total // (2 * count) for i in range(count)}

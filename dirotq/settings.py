@@ -9,6 +9,8 @@ from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any, Self, get_args, get_origin, get_type_hints
 
+from dirotq.backend import BACKENDS
+
 METRICS = (
     "psnr", "ssim", "lpips", "sharpness", "emoji_perceptual", "emoji_frechet", "fid", "clip_score",
     "image_reward",
@@ -126,10 +128,14 @@ class EvalSettings(Settings):
 
 @dataclass(frozen=True)
 class RuntimeSettings(Settings):
-    """Where and in which precision to compute. preflight: estimate the cost first. cache: folder of finished stages."""
+    """Where and in which precision to compute. preflight: estimate the cost first. cache: folder of finished stages.
+
+    backend: what computes quantized layers when images are drawn (`dirotq.backend`).
+    """
 
     device: str
     dtype: str
+    backend: str
     threads: int | None
     deterministic: bool
     preflight: bool
@@ -138,6 +144,7 @@ class RuntimeSettings(Settings):
     def __post_init__(self) -> None:
         self._at_least(1, "threads")
         self._one_of("dtype", DTYPES)
+        self._one_of("backend", BACKENDS)
 
 
 @dataclass(frozen=True)

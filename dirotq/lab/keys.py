@@ -24,6 +24,8 @@ _QUANTIZES = (
     "budget.py",
     "quantize.py",
     "linear.py",
+    "storage.py",
+    "backend.py",
     "checkpoint.py",
     "diffusers_quantizer.py",
     "_diffusers_classes.py",
@@ -79,6 +81,13 @@ class Keys:
         recipe, source = self._job.recipe.to_dict(), source_hash(*_QUANTIZES)
         fields = {"recipe": recipe, "source": source, "kernels": kernels_hash()}
         return {"statistics": self.statistics(), **fields}
+
+    def drawn(self) -> dict[str, Any]:
+        """Of the quantized model's images, but for prompts and batch."""
+        backend = self._job.runtime.backend
+        return (
+            self.quantized() if backend == "reference" else {**self.quantized(), "backend": backend}
+        )
 
     def what(self, stage: str, num_prompts: int) -> str:
         """A stage's result in a few words."""

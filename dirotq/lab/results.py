@@ -111,6 +111,7 @@ class Result(TypedDict):
     left_out: NotRequired[dict[str, str]]
     noise_floor: NotRequired[dict[str, Floor]]
     preflight: NotRequired[Preflight | None]
+    backend: NotRequired[dict[str, int]]
 
 
 def metric(estimate: Estimate) -> Metric:

@@ -38,7 +38,7 @@ _WRITTEN = {
     "result.json", "config.yaml", "layers.csv", "prompts.csv", "trajectory.csv", "grid.png", "images",
     "checkpoint",
 }  # fmt: skip
-_COUNTS = ("threads", "deterministic")  # of runtime; device and dtype are resolved first
+_COUNTS = ("threads", "deterministic", "backend")  # of runtime; device and dtype are resolved first
 _APART = (
     "out",
     "force",
@@ -181,7 +181,8 @@ def _result(
         bytes={"checkpoint": _size(checkpoint), "peak": peak_bytes(stages.device)},
         env=results.environment(stages.device),
         weights="trained" if job.model.weights == "trained" else "random",
-        numerics="simulated",
+        numerics="kernel" if set(stages.backend) - {"reference"} else "simulated",
+        backend=stages.backend,
         command=shlex.join(["dirotq", *(place.overrides if place else sys.argv[1:])]),
         config=identity(job),
         prompts={"set": job.eval.prompt_set, "n": len(stages.prompts)},

@@ -14,17 +14,19 @@ from __future__ import annotations
 import copy
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from dirotq import calibrate
 from dirotq.atomic import atomic_write_json
+from dirotq.backend import set_backend
 from dirotq.calibrate import InputStatistics
 from dirotq.config import Job
 from dirotq.lab import trial as trials
@@ -41,7 +43,7 @@ from dirotq.models import layout_of, rewrite
 from dirotq.pipeline import Pipeline
 from dirotq.prompts import load_prompts
 from dirotq.quantize import Report, quantize
-from dirotq.records import load_call, save_call
+from dirotq.records import load_call, save_call, spread
 
 _SECONDS = "seconds.json"
 _TRIAL_PROMPTS = 2
@@ -61,6 +63,7 @@ class Stages:
         self.cache = shared_cache(Path(job.runtime.cache).absolute())
         self.keys = Keys(job, self.pipeline, self.calibration)
         self.seconds: dict[str, float] = {}
+        self._chosen: dict[str, str] | None = None
         self._inside = 0.0  # seconds spent in stages that other stages asked for
         self._trajectory = (
             min(job.eval.trajectory, len(self.prompts)) if self.pipeline.reports_latents else 0
@@ -76,8 +79,8 @@ class Stages:
             stage="images",
             label=f"{job.recipe.method.name} images",
             pipeline=self.pipeline,
-            transformer=lambda: self.pipeline.load_transformer(self.quantized()[0]),
-            depends=self.keys.quantized,
+            transformer=self._load_quantized,
+            depends=self.keys.drawn,
         )
         check_widths(self.pipeline.transformer, job.recipe)
         if job.recipe.budget is not None:
@@ -145,7 +148,7 @@ class Stages:
         def build(folder: Path) -> None:
             calib = self.job.calib
             total = self.pipeline.num_steps(len(self.calibration), calib.batch)
-            wanted = _spread(total, -(-calib.records // calib.batch))
+            wanted = spread(total, -(-calib.records // calib.batch))
             with bar("calibration records", total) as tick:
                 calls = self.pipeline.record(
                     self.calibration, batch=calib.batch, wanted=wanted, tick=tick
@@ -159,7 +162,8 @@ class Stages:
         """Statistics of every distinct input of the layout's linears."""
 
         def build(folder: Path) -> None:
-            calls = self._calls(sorted(self.records().glob("*.safetensors")))
+            paths = track(sorted(self.records().glob("*.safetensors")), "layer statistics")
+            calls = (load_call(path, self.device) for path in paths)
             model = self.pipeline.transformer
             layout = layout_of(model)
             with rewrite.applied(model, layout):
@@ -185,6 +189,22 @@ class Stages:
         folder = self._stage("quantized", self.keys.quantized(), build)
         return folder / "checkpoint", load_report(folder / "report.json")
 
+    @property
+    def backend(self) -> dict[str, int]:
+        """How many quantized linears each backend computes when images are drawn."""
+        if not self.job.recipe.method.quantizes:
+            return {}
+        if self.job.runtime.backend == "reference":
+            return {"reference": len(self.quantized()[1].layers)}
+        if self._chosen is None:
+            self._load_quantized()
+        return dict(Counter(text.partition(":")[0] for text in (self._chosen or {}).values()))
+
+    def _load_quantized(self) -> nn.Module:
+        model = self.pipeline.load_transformer(self.quantized()[0])
+        self._chosen = set_backend(model, self.job.runtime.backend)
+        return model
+
     def images(self) -> Tensor:
         """uint8 [B, H, W, 3]: the quantized model's images; raises ValueError when one is broken."""
         if not self.job.recipe.method.quantizes:
@@ -208,10 +228,7 @@ class Stages:
         *,
         spent: float = 0.0,
     ) -> Path:
-        """The stage's folder; its seconds, without those of the stages it asked for, are what it cost.
-
-        spent: seconds that this process gave to it before.
-        """
+        """The stage's folder. Its seconds leave out the stages it asked for; this process `spent` some before."""
         outside, entered = self._inside, time.perf_counter()
 
         def timed(folder: Path) -> None:
@@ -226,10 +243,6 @@ class Stages:
         self.seconds[name] = json.loads((folder / _SECONDS).read_text())["seconds"]
         self._inside = outside + time.perf_counter() - entered
         return folder
-
-    def _calls(self, paths: Sequence[Path]) -> Iterator[dict[str, Any]]:
-        for path in track(paths, "layer statistics"):
-            yield load_call(path, self.device)
 
     def _images(self, drawer: Drawer) -> Tensor:
         batch, start = self.job.eval.batch, time.perf_counter()
@@ -284,9 +297,3 @@ class Stages:
         fields = {**drawer.fields(prompts, batch), "count": count}
         folder = self._stage(f"{drawer.stage}-latents", fields, build)
         return load_file(folder / "latents.safetensors")["latents"]
-
-
-def _spread(total: int, count: int) -> set[int]:
-    """`count` of the numbers 0 .. total - 1, evenly spread over all batches and steps."""
-    count = min(count, total)
-    return {(2 * i + 1) * total // (2 * count) for i in range(count)}

@@ -1,21 +1,23 @@
 """Stages of the main job: what is drawn from where, and what JSON cannot hold."""
 
+import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from dirotq.lab import entries, stages
+from dirotq.lab import entries
 from dirotq.lab.cache import Cache
 from dirotq.lab.stages import Stages
+from dirotq.records import spread
 from tests.support.jobs import job
 
 
 def test_records_are_spread_over_batches_and_steps() -> None:
-    assert stages._spread(20, 4) == {2, 7, 12, 17}
-    assert stages._spread(3, 10) == {0, 1, 2}
-    assert stages._spread(5, 5) == set(range(5))
+    assert spread(20, 4) == {2, 7, 12, 17}
+    assert spread(3, 10) == {0, 1, 2}
+    assert spread(5, 5) == set(range(5))
 
 
 def test_infinite_ratios_survive_json(tiny_pipeline: Path, tmp_path: Path) -> None:
@@ -31,7 +33,7 @@ def test_seconds_of_a_stage_leave_out_only_what_was_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = [0.0]
-    monkeypatch.setattr(stages.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
 
     def work(seconds: float) -> None:
         clock[0] += seconds

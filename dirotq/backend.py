@@ -1,0 +1,216 @@
+"""Which kernels compute a quantized model.
+
+The simulated layer (`dirotq.linear`, "reference") is the definition. Two others match it within the rounding of their
+output: "fp8", the whole layer as one FP8 product (`dirotq_kernels.fp8_layout`), and "weight_only", 4-bit weights beside
+a 16-bit input. They only infer: no gradient flows through them.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dirotq.formats import FP4H, FP8, Format, FP8x2, Integer
+from dirotq.linear import QuantInput, QuantLinear
+from dirotq.storage import FixedDtype
+from dirotq.transforms import Compact, Identity
+
+BACKENDS = ("reference", "auto", "triton")
+_FEW_ROWS = 16  # up to so many a product with 4-bit weights is bound by their bytes
+_FP8_CAPABILITY = (8, 9)
+
+
+def set_backend(model: nn.Module, backend: str = "auto") -> dict[str, str]:
+    """Choose what computes each quantized linear of `model`, in place; to be called once the model is on its device.
+
+    backend: "reference", the simulated layers; "triton", kernels for every layer; "auto", kernels where they fit.
+    Returns for each quantized linear, by name, "fp8", "weight_only", or "reference" and why. The checkpoint does not
+    change. Raises ValueError for an unknown backend, and with "triton" for the first layer that no kernel fits; the
+    model is then as it was.
+    """
+    if backend not in BACKENDS:
+        raise ValueError(f"backend={backend}, allowed are {', '.join(BACKENDS)}")
+    layers = {n: m for n, m in model.named_modules() if isinstance(m, QuantLinear)}
+    chosen: dict[str, str] = {}
+    for name, layer in layers.items():
+        why = "asked for" if backend == "reference" else _unfit(layer)
+        if why and backend == "triton":
+            raise ValueError(f"backend=triton: layer {name}: {why}; auto leaves it simulated")
+        chosen[name] = f"reference: {why}" if why else _kind(layer)
+    inputs: dict[QuantInput, FP8Input] = {}
+    for name, layer in layers.items():
+        layer.kernel = None
+        if chosen[name] == "fp8":
+            layer.kernel = FP8Linear(layer, inputs.setdefault(layer.input, FP8Input(layer.input)))
+        elif chosen[name] == "weight_only":
+            layer.kernel = WeightOnly()
+    return chosen
+
+
+def _kind(layer: QuantLinear) -> str:
+    return "weight_only" if layer.input.act is None else "fp8"
+
+
+def _unfit(layer: QuantLinear) -> str | None:
+    """Why no kernel computes this layer, or None."""
+    if layer.format is None:
+        return "its weight is not quantized"
+    if _kind(layer) == "weight_only":
+        if not isinstance(layer.input.transform, Identity):
+            return f"a 16-bit input behind a {layer.input.transform.kind} transform"
+        why = None if _decodable(layer.format) else f"weights in {layer.format}"
+    else:
+        why = _unfit_fp8(layer)
+    return why or _unfit_device(layer.codes.device, _kind(layer))
+
+
+def _decodable(fmt: Format) -> bool:
+    if isinstance(fmt, Integer):
+        return fmt.bits == 4 and fmt.symmetric and not fmt.unsigned
+    return fmt.kind in ("nvfp4", "mxfp4", "fp4h")
+
+
+def _unfit_fp8(layer: QuantLinear) -> str | None:
+    source, transform = layer.input, layer.input.transform
+    if layer.format != FP4H(group=32):
+        return f"weights in {layer.format}, an FP8 product needs {FP4H(group=32)}"
+    if source.act not in (FP4H(group=32), FP8(group=None, power=True)):
+        return f"activations in {source.act}, an FP8 product needs {FP4H(group=32)} or FP8 with power=True"
+    if source.shift:
+        return "a shifted input"
+    if not isinstance(transform, Identity | Compact):
+        return f"a {transform.kind} transform"
+    if transform.high and layer.protect != FP8x2(group=None):
+        return f"protected coordinates in {layer.protect or 'bfloat16'}, an FP8 product needs fp8x2"
+    low, high = transform.low_width, transform.high
+    if low % 32 or high % 16 or layer.out_features % 16:
+        return (
+            f"{low} low and {high} protected coordinates and {layer.out_features} outputs, an FP8 "
+            "product needs multiples of 32, 16 and 16"
+        )
+    return None
+
+
+def _unfit_device(device: torch.device, kind: str) -> str | None:
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed"
+    if device.type != "cuda":
+        from dirotq_kernels.fp8_layout import interpreted
+
+        return None if interpreted() else f"it is on {device}, kernels need a GPU"
+    capability = torch.cuda.get_device_capability(device)
+    if kind == "fp8" and capability < _FP8_CAPABILITY:
+        name = torch.cuda.get_device_name(device)
+        return (
+            f"{name} has compute capability {capability[0]}.{capability[1]}, FP8 products need 8.9"
+        )
+    return None
+
+
+class FP8Input(nn.Module):
+    """The left operand of the FP8 products of all linears that read one input, made once for all of them."""
+
+    def __init__(self, source: QuantInput) -> None:
+        super().__init__()
+        from dirotq_kernels.transform_slack import transform_slack
+
+        # Not registered: the first linear holds the input.
+        object.__setattr__(self, "source", source)
+        transform = source.transform
+        self.kind = "fp4h" if isinstance(source.act, FP4H) else "fp8"
+        self.slack = transform_slack(transform) if isinstance(transform, Compact) else 0.0
+        self._x: Tensor | None = None
+        self._made: tuple[Tensor, Tensor] | None = None
+        self._left = 0
+
+    source: QuantInput
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """`x` [..., K] -> operand [M, K'] float8_e4m3fn and its scales [M, 1] float32."""
+        if self._made is not None and self._x is x:
+            made = self._made
+            self._left -= 1
+            if not self._left:
+                self._x = self._made = None
+            return made
+        made = self._make(x.reshape(-1, x.shape[-1]))
+        # Inference tensors do not say whether they were changed in place since; a compiled graph knows.
+        if self.source.readers > 1 and (torch.compiler.is_compiling() or not x.is_inference()):
+            self._x, self._made, self._left = x, made, self.source.readers - 1
+        return made
+
+    def _make(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        from dirotq_kernels.quantize_rows import quantize_rows
+        from dirotq_kernels.rotate_quantize import rotate_quantize
+
+        transform = self.source.transform
+        if not isinstance(transform, Compact):
+            made: tuple[Tensor, Tensor] = quantize_rows(x, self.kind)
+            return made
+        eight = transform.bits == 8
+        made = rotate_quantize(
+            x,
+            transform.subspace,
+            transform.subspace_scales if eight else None,
+            transform.correction,
+            transform.correction_scales if eight else None,
+            transform.signs,
+            self.slack,
+            transform.block,
+            self.kind,
+        )
+        return made
+
+
+class FP8Linear(FixedDtype):
+    """A quantized linear as one FP8 product; its weight is unpacked to E4M3 for every call, and nothing of it kept."""
+
+    row_scales: Tensor
+    source: FP8Input
+
+    def __init__(self, layer: QuantLinear, source: FP8Input) -> None:
+        super().__init__()
+        from dirotq_kernels.fp8_layout import pack_scale
+
+        object.__setattr__(self, "source", source)
+        assert layer.base is not None, "fp4h has a base a row"
+        scale = pack_scale(layer.base, layer.high_scales, layer.codes, layer.high)
+        self.register_buffer("row_scales", scale, persistent=False)
+
+    def forward(self, layer: QuantLinear, x: Tensor) -> Tensor:
+        """`x` [..., K] -> [..., N] in its own dtype."""
+        from dirotq_kernels.fp8_linear import fp8_linear
+        from dirotq_kernels.unpack_e4m3 import unpack_e4m3
+
+        a, scales = self.source(x)
+        parts = (layer.codes, layer.scales, layer.base, layer.high, layer.high_scales)
+        w = unpack_e4m3(*parts, self.row_scales)
+        y: Tensor = fp8_linear(a, scales, w, self.row_scales, layer.bias)
+        return y.view(*x.shape[:-1], layer.out_features).to(x.dtype)
+
+
+class WeightOnly(nn.Module):
+    """A linear with 4-bit weights and a 16-bit input: read once for a few rows, else decoded for cuBLAS."""
+
+    def forward(self, layer: QuantLinear, x: Tensor) -> Tensor:
+        """`x` [..., K] -> [..., N] in its own dtype."""
+        from dirotq_kernels.decode import decode
+        from dirotq_kernels.weight_only import weight_only_linear
+
+        fmt = layer.format
+        assert fmt is not None, "a 16-bit weight needs no kernel"
+        y: Tensor
+        half = x if x.dtype in (torch.bfloat16, torch.float16) else x.bfloat16()
+        parts = (layer.codes, layer.scales, layer.base)
+        group = fmt.group or layer.in_features
+        if half.numel() <= _FEW_ROWS * layer.in_features:
+            flat = half.reshape(-1, layer.in_features)
+            y = weight_only_linear(flat, *parts, layer.bias, fmt.kind, group)
+            y = y.view(*x.shape[:-1], layer.out_features)
+        else:
+            weight = decode(*parts, fmt.kind, group, layer.in_features).to(half.dtype)
+            y = F.linear(half, weight, None if layer.bias is None else layer.bias.to(half.dtype))
+        return y.to(x.dtype)
