@@ -17,6 +17,7 @@ class Stopwatch:
         self.seconds: dict[str, float] = {}
         self._cuda = device if device.type == "cuda" else None
         if self._cuda:
+            torch.cuda.init()  # a model on the host may be the first to use it
             torch.cuda.reset_peak_memory_stats(self._cuda)
         self._start = self._last = time.perf_counter()
 

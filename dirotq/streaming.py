@@ -64,6 +64,7 @@ class Streaming:
 
         Raises NotStreamedError for a model that cannot be run block by block, with the reason.
         """
+        self._calls.once_more("each block reads them")
         names = list(names)
         blocks = blocks_of(self._model, names)
         final: list[Tensor] = []
@@ -84,7 +85,6 @@ class Streaming:
         wanted = [index for index, waiting in enumerate(of_block) if waiting]
         if not wanted:
             return
-        self._calls.once_more("each block reads them")
         done = self._store.newest(before=wanted[0])
         self._store.keep(done)
         with self._outside(self._blocks):

@@ -116,9 +116,8 @@ class DiRotQ(Ranked):
             return Compact(inputs.width, high, self.block, subspace, signs, self.transform_bits)
         basis = self._basis(inputs.moment, weights, high, generator)
         if self.rotation == "dense":
-            basis = torch.cat(
-                [basis[:, :low] @ random_orthogonal(low, generator), basis[:, low:]], dim=1
-            )
+            mixing = random_orthogonal(low, generator).to(basis.device)
+            basis = torch.cat([basis[:, :low] @ mixing, basis[:, low:]], dim=1)
         return Dense(inputs.width, high, basis)
 
     def blank(self, width: int, act: Format | None) -> Transform:
@@ -145,7 +144,7 @@ class DiRotQ(Ranked):
         if self.basis == "pca":
             return top_subspace(moment, high, generator)
         if self.basis == "joint":
-            return joint_subspace(moment, torch.cat(weights).cpu(), high, generator)
+            return joint_subspace(moment, torch.cat(weights).to(moment.device), high, generator)
         return self._basis(moment, weights, high, generator)[:, -high:]
 
     def _basis(
@@ -159,19 +158,20 @@ class DiRotQ(Ranked):
             return random_orthogonal(width, generator)
         if self.basis == "joint":
             subspace = self._subspace(moment, weights, high, generator)
-            rest = torch.eye(width, dtype=torch.float64) - subspace @ subspace.T
+            identity = torch.eye(width, dtype=torch.float64, device=moment.device)
+            rest = identity - subspace @ subspace.T
             outside = eigenbasis(rest)[1][:, high:]
             within = eigenbasis(outside.T @ moment.double() @ outside)[1]
             return torch.cat([outside @ within, subspace], dim=1)
         order = torch.argsort(moment.diagonal(), stable=True)
-        return torch.eye(width, dtype=torch.float64)[:, order]
+        return torch.eye(width, dtype=torch.float64, device=moment.device)[:, order]
 
     def _heads(self, inputs: InputStatistics, high: int, generator: torch.Generator) -> Transform:
         """A basis a head; the protected coordinates are spread evenly, as in the paper without rounding to groups."""
         size = inputs.width // inputs.heads
         share = self.rank * size if self.rank < 1 else high / inputs.heads
         kept = min(size - 1, max(1, round(share)))
-        mixing = random_orthogonal(size - kept, generator)
+        mixing = random_orthogonal(size - kept, generator).to(inputs.moment.device)
         bases = []
         for head in range(inputs.heads):
             part = slice(head * size, (head + 1) * size)

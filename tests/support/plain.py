@@ -34,6 +34,33 @@ class Mlp(nn.Module):
         return self.down(nn.functional.silu(self.gate(x)) * self.up(x))
 
 
+class Residual(Mlp):
+    """An Mlp beside its input."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + 0.1 * super().forward(x)
+
+
+class Stack(nn.Module):
+    """Blocks one after the other between an embedding and a head."""
+
+    def __init__(self, blocks: int = 3, width: int = 48) -> None:
+        super().__init__()
+        self.embed = nn.Linear(width, width)
+        self.blocks = nn.ModuleList(Residual(width, seed=index) for index in range(blocks))
+        self.head = nn.Linear(width, 4)
+        for layer, seed in ((self.embed, 100), (self.head, 101)):
+            generator = torch.Generator().manual_seed(seed)
+            for parameter in layer.parameters():
+                parameter.data.normal_(std=0.1, generator=generator)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.embed(x)
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x)
+
+
 def bytes_of(tensors: dict[str, Tensor]) -> dict[str, bytes]:
     """Every tensor's dtype, shape and bytes: equal exactly when the tensors are, NaN included."""
     return {
