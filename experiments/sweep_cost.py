@@ -52,7 +52,7 @@ def main() -> None:
     }
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     atomic_write_json(arguments.out, content)
-    print(json.dumps(content, indent=2))  # noqa: T201 - a command's output
+    print(json.dumps(content, indent=2))
 
 
 def _timed(
