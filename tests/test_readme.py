@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dirotq.config import build_job, compose_config
+from dirotq.config import build_job, compose_config, each_job
 from dirotq.lab.results import read_result
 from dirotq.report.blocks import refreshed
 
@@ -53,6 +53,15 @@ def test_dirotq_commands_of_the_readme_compose() -> None:
         single = [re.sub(r"=([^,]+),.*", r"=\1", word) for word in arguments]
         if not any("path/to" in word for word in single):
             build_job(compose_config(single))
+
+
+def test_settings_in_report_commands_of_the_readme_compose() -> None:
+    lines = re.findall(r"^dirotq-report ([^#\n]*)", TEXT, flags=re.MULTILINE)
+    commands = [[word for word in line.split() if "=" in word] for line in lines]
+    assert any(commands)
+    for words in filter(None, commands):
+        for overrides in each_job(words)[:1]:
+            build_job(compose_config(overrides))
 
 
 def test_make_targets_of_the_readme_exist() -> None:

@@ -102,11 +102,31 @@ def write(folder: Path, report: Mapping[str, Any], answers: Sequence[Answer]) ->
         OSError: the place cannot be written.
         ValueError: the report is not as ``judge.schema.json`` says; nothing is written.
     """
-    schema = importlib.resources.files("dirotq.judge").joinpath("judge.schema.json").read_bytes()
-    for error in Draft202012Validator(json.loads(schema)).iter_errors(report):
-        raise ValueError(f"{'.'.join(map(str, error.absolute_path))}: {error.message}")
+    _check(report)
     atomic_write_text(folder / "answers.csv", answer_table(answers))
     atomic_write_json(folder / "judge.json", report)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Read and check a ``judge.json``.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: not JSON, or not as ``judge.schema.json`` says; names the file.
+    """
+    try:
+        found: dict[str, Any] = json.loads(path.read_bytes())
+        _check(found)
+    except ValueError as error:
+        raise ValueError(f"{path}: no judgement of dirotq-judge ({error})") from error
+    return found
+
+
+def _check(report: Mapping[str, Any]) -> None:
+    schema = importlib.resources.files("dirotq.judge").joinpath("judge.schema.json").read_bytes()
+    for error in Draft202012Validator(json.loads(schema)).iter_errors(report):
+        place = ".".join(map(str, error.absolute_path))
+        raise ValueError(f"{place}: {error.message}" if place else error.message)
 
 
 def answer_table(answers: Sequence[Answer]) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import logging
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
@@ -17,6 +19,7 @@ from dirotq.report.blocks import refreshed
 from dirotq.report.cells import Table
 from dirotq.report.differences import differences_table
 from dirotq.report.images import image_grid
+from dirotq.report.judgements import judge_tables
 from dirotq.report.metrics import ordered
 from dirotq.report.published import TABLES, load_published
 from dirotq.report.render import FORMATS
@@ -47,7 +50,12 @@ def _parser() -> argparse.ArgumentParser:
         prog="dirotq-report", description="Tables, plots, grids and a page of runs and sweeps."
     )
     add = parser.add_argument
-    add("paths", type=Path, nargs="*", metavar="PATH", help="run directories, sweeps, result files")
+    add(
+        "words",
+        nargs="*",
+        metavar="PATH|KEY=VALUE",
+        help="run directories, sweeps, result files; settings as for dirotq, such as sweep=rank",
+    )
     add("--format", choices=[*FORMATS, "html"], default="terminal", help="default: terminal")
     add("--out", type=Path, metavar="FOLDER", help="write files there, not to the terminal")
     add("--plots", action="store_true", help="draw the plots that the runs have data for")
@@ -58,6 +66,9 @@ def _parser() -> argparse.ArgumentParser:
         help="a run, by its path or name, to take paired differences to",
     )
     add("--paper", metavar="NAME", help=f"published numbers beside ours: a table of {TABLES}")
+    add(
+        "--judge", type=Path, metavar="FILE", help="scores and win rates: dirotq-judge's judge.json"
+    )
     add("--metrics", metavar="NAME,...", help="only these columns")
     add("--each-seed", action="store_true", help="a row for each seed, not their mean")
     add("--check", action="store_true", help="check README's tables against experiments/results")
@@ -78,16 +89,18 @@ def _check(*, write: bool) -> None:
 
 
 def _report(options: argparse.Namespace) -> None:
-    if not options.paths:
-        raise ValueError("PATH: name at least one run, sweep or result file")
+    if not options.words:
+        raise ValueError("PATH: name at least one run, sweep or result file, or settings")
     if (options.plots or options.format == "html") and find_spec("matplotlib") is None:
         raise ValueError("plots and pages need matplotlib: pip install 'dirotq[lab]'")
-    runs = find_runs(options.paths)
+    runs = _found(options.words)
     metrics = _metrics(runs, options.metrics)
     tables = {"Results": _results(runs, metrics, options)}
     if options.baseline is not None:
         baseline = _find(runs, options.baseline)
         tables["Differences"] = differences_table(runs, baseline, metrics=metrics)
+    if options.judge is not None:
+        tables |= judge_tables(options.judge, runs, spread=_spread(options))
     if options.format == "html":
         _html(runs, tables, metrics, options)
         return
@@ -99,6 +112,31 @@ def _report(options: argparse.Namespace) -> None:
         _write(options.out / f"table.{ending}", text)
     if options.plots or options.grid:
         _pictures(runs, metrics, options)
+
+
+def _found(words: Sequence[str]) -> list[Run]:
+    """Runs under the paths, then those that the settings name; ValueError if there are none."""
+    presets = [word for word in words if _is_preset(word)]
+    runs = find_runs([word for word in words if word not in presets])
+    if not presets:
+        return runs
+    # Brings diffusers, which takes seconds to import.
+    from dirotq.report.presets import how_to_run, named_runs
+
+    logging.disable(logging.WARNING)  # what dirotq says of settings without use, it has said
+    try:
+        named = named_runs(presets)
+    finally:
+        logging.disable(logging.NOTSET)
+    if not any(run.result for run in [*runs, *named]):
+        raise ValueError(how_to_run(presets, named))
+    known = {run.path.resolve() for run in runs}
+    return [*runs, *(run for run in named if run.path.resolve() not in known)]
+
+
+def _is_preset(word: str) -> bool:
+    """Whether a word is a setting and not a path, of which no key but Hydra's own has the slashes."""
+    return bool(re.match(r"(\W*hydra/)?[^/=]+=", word)) and not Path(word).exists()
 
 
 def _metrics(runs: Sequence[Run], asked: str | None) -> list[str] | None:
@@ -123,8 +161,10 @@ def _html(
 
     plots, missing = _plots(runs, metrics)
     picture = _grid(runs, missing)
-    title = ", ".join(path.resolve().name for path in options.paths)
-    _write(_out(options) / "report.html", page(title, runs, tables, plots, picture, missing))
+    names = [word if _is_preset(word) else Path(word).resolve().name for word in options.words]
+    _write(
+        _out(options) / "report.html", page(", ".join(names), runs, tables, plots, picture, missing)
+    )
 
 
 def _pictures(
@@ -177,8 +217,13 @@ def _results(
         published=load_published(options.paper) if options.paper else None,
         tables={name: load_published(name) for name in sorted(named & known)},
         each_seed=options.each_seed,
-        spread=options.format in ("csv", "html"),
+        spread=_spread(options),
     )
+
+
+def _spread(options: argparse.Namespace) -> bool:
+    """Whether the format is for machines, or wide enough, to have a column for everything."""
+    return options.format in ("csv", "html")
 
 
 def _find(runs: Sequence[Run], name: str) -> Run:

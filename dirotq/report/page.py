@@ -8,6 +8,7 @@ import io
 import re
 from collections.abc import Mapping, Sequence
 from html import escape
+from typing import get_args
 
 from matplotlib.figure import Figure
 from PIL import Image
@@ -16,7 +17,7 @@ from dirotq.report.cells import Cell, Marked, Number, Table, shown_number
 from dirotq.report.figures import svg
 from dirotq.report.render import letters, marks, text
 from dirotq.report.rows import origin
-from dirotq.report.runs import Run
+from dirotq.report.runs import Run, Status
 
 
 def page(
@@ -59,7 +60,7 @@ def page(
 
 
 def _summary(runs: Sequence[Run]) -> str:
-    counts = {s: sum(run.status == s for run in runs) for s in ("finished", "failed", "running")}
+    counts = {status: sum(run.status == status for run in runs) for status in get_args(Status)}
     return ", ".join(f"{count} {status}" for status, count in counts.items() if count)
 
 

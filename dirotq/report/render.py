@@ -7,8 +7,10 @@ import io
 from collections.abc import Callable, Sequence
 
 from dirotq.report.cells import Cell, Marked, Number, Table, shown_number
+from dirotq.report.tex import escaped
 
 _NONE = "-"
+_ENDINGS = ("", "_low", "_high", "_n", "_marks")
 
 
 def marks(table: Table) -> dict[str, str]:
@@ -78,18 +80,18 @@ def latex(table: Table) -> str:
         r"\centering",
         rf"\begin{{tabular}}{{{''.join('r' if n else 'l' for n in _numeric(table))}}}",
         r"\toprule",
-        line([_tex(column.title) for column in table.columns]),
+        line([escaped(column.title) for column in table.columns]),
         r"\midrule",
     ]
     lines += [
-        line([_with(_tex(text(c)), r"\textsuperscript{{{}}}", letters(c, legend)) for c in row])
+        line([_with(_tex(c), r"\textsuperscript{{{}}}", letters(c, legend)) for c in row])
         for row in table.rows
     ]
     lines += [r"\bottomrule", r"\end{tabular}"]
-    said = [rf"\textsuperscript{{{letter}}} {_tex(mark)}." for mark, letter in legend.items()]
+    said = [rf"\textsuperscript{{{letter}}} {escaped(mark)}." for mark, letter in legend.items()]
     below = [" ".join(said)] if said else []
-    below += [_tex(note) for note in table.notes]
-    below += [_tex(f"Job {name} ({words}) {state}") for name, words, state in table.unfinished]
+    below += [escaped(note) for note in table.notes]
+    below += [escaped(f"Job {name} ({words}) {state}") for name, words, state in table.unfinished]
     lines += [rf"\par\smallskip{{\footnotesize {part}\par}}" for part in below]
     return "\n".join([*lines, r"\end{table}"]) + "\n"
 
@@ -97,18 +99,19 @@ def latex(table: Table) -> str:
 def comma_separated(table: Table) -> str:
     """CSV in full precision.
 
-    A column of measured or published numbers takes five: key, key_low, key_high, key_n, key_marks. Jobs without a
-    result follow as rows that hold their overrides and what became of them.
+    A column of measured or published numbers takes five: key, key_low, key_high, key_n, key_marks; one of text with
+    footnotes has key_marks beside it. Jobs without a result follow as rows that hold their overrides and what became of
+    them.
     """
-    wide = [any(_is_wide(row[i]) for row in table.rows) for i in range(len(table.columns))]
-    endings = [("", "_low", "_high", "_n", "_marks") if w else ("",) for w in wide]
+    columns = [[row[i] for row in table.rows] for i in range(len(table.columns))]
+    endings = [_endings(cells) for cells in columns]
     head = [c.key + e for c, ends in zip(table.columns, endings, strict=True) for e in ends]
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow([*head, "job", "status"])
     for row in table.rows:
         cells = zip(row, endings, strict=True)
-        fields = [field for cell, ends in cells for field in _fields(cell)[: len(ends)]]
+        fields = [_fields(cell)[_ENDINGS.index(end)] for cell, ends in cells for end in ends]
         writer.writerow([*fields, "", "finished"])
     for name, overrides, state in table.unfinished:
         writer.writerow([overrides, *[""] * (len(head) - 1), name, state])
@@ -128,15 +131,15 @@ def _fields(cell: Cell) -> list[object]:
         said = [*([cell.verdict] if cell.verdict else []), *cell.marks]
         return [cell.value, cell.low, cell.high, cell.n, "; ".join(said)]
     if isinstance(cell, Marked):
-        return ["", "", "", "", "; ".join(cell.marks)]
+        return ["" if cell.text == _NONE else cell.text, "", "", "", "; ".join(cell.marks)]
     return ["" if cell is None else cell, "", "", "", ""]
 
 
-def _is_wide(cell: Cell) -> bool:
-    """Whether a cell says more than one value does."""
-    if isinstance(cell, Number):
-        return cell.n is not None or bool(cell.marks)
-    return isinstance(cell, Marked)
+def _endings(cells: Sequence[Cell]) -> Sequence[str]:
+    """Which of _ENDINGS a column of CSV needs."""
+    if any(isinstance(c, Number) and (c.n is not None or c.marks or c.verdict) for c in cells):
+        return _ENDINGS
+    return ("", "_marks") if any(isinstance(cell, Marked) for cell in cells) else ("",)
 
 
 def _marks_of(cell: Cell) -> tuple[str, ...]:
@@ -166,19 +169,7 @@ def _letter(number: int) -> str:
     return (_letter(before - 1) if before else "") + "abcdefghijklmnopqrstuvwxyz"[last]
 
 
-_TEX = {
-    **{character: "\\" + character for character in "&%$#_{}"},
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "↑": r"$\uparrow$",
-    "↓": r"$\downarrow$",
-    "[": "{[}",  # after a line's \\, a bracket would be read as its argument
-    "]": "{]}",
-}
-
-
-def _tex(plain: str) -> str:
-    return "".join(_TEX.get(character, character) for character in plain)
+def _tex(cell: Cell) -> str:
+    """A cell for LaTeX, a number's minus as a minus and not a hyphen."""
+    made = escaped(text(cell))
+    return made.replace("-", "$-$") if isinstance(cell, Number) else made

@@ -21,7 +21,7 @@ import yaml
 
 from dirotq.lab.results import Result, read_result
 
-Status = Literal["finished", "failed", "running"]
+Status = Literal["finished", "failed", "running", "not run"]
 Settings = dict[str, str | None]
 
 FIELDS = ("bits", "rank", "budget", "basis", "rotation", "protect", "rounding")

@@ -13,6 +13,7 @@ import pytest
 
 from dirotq.lab import app
 from dirotq.lab.results import read_result
+from dirotq.report.presets import named_runs
 from experiments.kills import Child
 from tests.support.jobs import overrides
 from tests.support.wandb_files import read, run_folders
@@ -86,10 +87,11 @@ def jobs(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(path.read_text()) for path in sorted(sweep.glob("*/job.json"))]
 
 
-def test_a_sweep_runs_every_method(tiny_pipeline: Path, tmp_path: Path) -> None:
-    child = Child(
-        ["-m", *overrides(tiny_pipeline, tmp_path, "method=rtn,fp16", "rank=8")], tmp_path
-    )
+def test_a_sweep_runs_every_method(
+    tiny_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = overrides(tiny_pipeline, tmp_path, "method=rtn,fp16", "rank=8")
+    child = Child(["-m", *words], tmp_path)
     assert child.wait(SECONDS) == 0, child.output()
     runs = {path: read_result(path) for path in tmp_path.glob("outputs/runs/*/result.json")}
     assert {result["method"] for result in runs.values()} == {"rtn", "fp16"}
@@ -107,6 +109,8 @@ def test_a_sweep_runs_every_method(tiny_pipeline: Path, tmp_path: Path) -> None:
     assert (tmp_path / "outputs" / "sweeps" / first["sweep"] / "0" / "job.json").is_file()
     assert "method=rtn" in result["command"]
     assert "rtn,fp16" not in result["command"]
+    monkeypatch.chdir(tmp_path)  # the same words find the runs
+    assert [str(run.path) for run in named_runs(words)] == [first["run"], second["run"]]
 
 
 def test_a_failed_job_does_not_keep_the_others_of_a_sweep_from_running(
