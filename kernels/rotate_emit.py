@@ -1,0 +1,171 @@
+"""The last kernel of `rotate_quantize`: reads x again, a tile at a time, transforms it and writes its codes."""
+
+import triton
+import triton.language as tl
+from dirotq_kernels.fp4h_codes import fp4h_values, inverse_of_power, round_to_e4m3
+from dirotq_kernels.rotate_project import block_size, product
+
+
+@triton.jit
+def _norms(first, low, BLOCK: tl.constexpr, GROUPS: tl.constexpr):
+    """1 / sqrt(block size), float32, of each group of 32 columns from `first` on."""
+    size = block_size(first + 32 * tl.arange(0, GROUPS), low, BLOCK).to(tl.float32)
+    exponent = (size.to(tl.int32, bitcast=True) >> 23) - 127
+    norm = ((127 - (exponent + 1) // 2) << 23).to(tl.float32, bitcast=True)
+    return tl.where(exponent % 2 == 1, norm * 1.4142135623730951, norm)
+
+
+@triton.jit
+def _row_indices(start, num_rows, ROWS: tl.constexpr):
+    """Rows from `start` on, int64; the last one again where there are no more, so that loads need no mask."""
+    return tl.minimum(start + tl.arange(0, ROWS), num_rows - 1).to(tl.int64)
+
+
+@triton.jit
+def _load_tile(x_ptr, rows, column, width, low, COLUMNS: tl.constexpr):
+    columns = (column + tl.arange(0, COLUMNS))[None, :]
+    return tl.load(x_ptr + rows[:, None] * width + columns, mask=columns < low, other=0.0)
+
+
+@triton.jit
+def _load_pair(base_ptr, offsets, distance, inside, EVEN: tl.constexpr, TYPE: tl.constexpr):
+    """Two operands, the second one `distance` behind the first."""
+    if EVEN:
+        return tl.load(base_ptr + offsets).to(TYPE), tl.load(base_ptr + distance + offsets).to(TYPE)
+    else:
+        first = tl.load(base_ptr + offsets, mask=inside, other=0.0)
+        second = tl.load(base_ptr + distance + offsets, mask=inside, other=0.0)
+        return first.to(TYPE), second.to(TYPE)
+
+
+@triton.jit
+def _reflected(ptr, rows, ranks, rank, EVEN: tl.constexpr, TYPE: tl.constexpr):
+    offsets = rows[:, None] * (2 * rank) + ranks[None, :]
+    return _load_pair(ptr, offsets, rank, (ranks < rank)[None, :], EVEN, TYPE)
+
+
+@triton.jit
+def _tile_ptr(mix_ptr, column, rank, COLUMNS: tl.constexpr):
+    # The start is a multiple of COLUMNS already.
+    return mix_ptr + column * (COLUMNS + 2 * rank).to(tl.int64)
+
+
+@triton.jit
+def _hadamard(mix_ptr, column, rank, COLUMNS: tl.constexpr, TYPE: tl.constexpr):
+    inner = tl.arange(0, COLUMNS)
+    tile_ptr = _tile_ptr(mix_ptr, column, rank, COLUMNS)
+    return tl.load(tile_ptr + inner[:, None] * COLUMNS + inner[None, :]).to(TYPE)
+
+
+@triton.jit
+def _folded(
+    mix_ptr,
+    column,
+    ranks,
+    rank,
+    COLUMNS: tl.constexpr,
+    EVEN: tl.constexpr,
+    TYPE: tl.constexpr,
+):
+    tile_ptr = _tile_ptr(mix_ptr, column, rank, COLUMNS)
+    offsets = (COLUMNS + ranks)[:, None] * COLUMNS + tl.arange(0, COLUMNS)[None, :]
+    return _load_pair(tile_ptr, offsets, rank * COLUMNS, (ranks < rank)[:, None], EVEN, TYPE)
+
+
+@triton.jit
+def _correct(sums, first, second, leading, rest):
+    sums = tl.dot(first, leading, sums)
+    sums = tl.dot(first, rest, sums)
+    return tl.dot(second, leading, sums)
+
+
+@triton.jit
+def _write(
+    sums,
+    scale_ptr,
+    a_ptr,
+    row,
+    column,
+    num_rows,
+    width,
+    rank,
+    KIND: tl.constexpr,
+    BLOCK: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    ROWS: tl.constexpr,
+):
+    """Quantize a tile's products, and store them."""
+    # Back from the order of the tensor cores (`_signed_hadamard`): a thread holds two neighbours of each eight columns, and
+    # rows eight apart. In this order of rows it holds what it stores, and nothing need be exchanged.
+    sums = tl.reshape(sums, (ROWS // 16, 2, 8, COLUMNS // 8, 4, 2))
+    sums = tl.reshape(tl.permute(sums, (1, 0, 2, 4, 3, 5)), (ROWS, COLUMNS // 32, 32))
+    low = width - rank
+    lane = tl.arange(0, ROWS)
+    order = lane % (ROWS // 2) // 8 * 16 + lane // (ROWS // 2) * 8 + lane % 8
+    rows = (row + order).to(tl.int64)
+    present = rows < num_rows
+    scale = inverse_of_power(tl.load(scale_ptr + rows, mask=present, other=1.0))
+    factor = scale[:, None] * _norms(column, low, BLOCK, COLUMNS // 32)[None, :]
+    if KIND == "fp4h":
+        values = fp4h_values(sums, factor, ROWS, COLUMNS // 32, EXACT=False)
+    else:
+        values = round_to_e4m3(sums * factor[:, :, None])
+    codes = tl.reshape(values.to(tl.float8e4nv), (ROWS, COLUMNS))
+    columns = column + tl.arange(0, COLUMNS)
+    target = a_ptr + rows[:, None] * (low + 3 * rank) + columns[None, :]
+    tl.store(target, codes, mask=present[:, None] & (columns < low)[None, :])
+
+
+@triton.jit
+def rotate_kernel(
+    x_ptr,
+    reflected_ptr,
+    mix_ptr,
+    scale_ptr,
+    a_ptr,
+    num_rows,
+    width,
+    rank,
+    tiles,  # of a program
+    KIND: tl.constexpr,
+    BLOCK: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    ROWS: tl.constexpr,
+    ACROSS: tl.constexpr,
+    RANKS: tl.constexpr,
+    WHOLE: tl.constexpr,  # RANKS is not below the rank
+    EVEN: tl.constexpr,  # RANKS divides the rank
+    TERMS: tl.constexpr,
+    TYPE: tl.constexpr,
+):
+    """Low codes of a tile of rows in several tiles of columns (ACROSS), or the other way round."""
+    ranks = tl.arange(0, RANKS)
+    row = tl.program_id(0) * ROWS
+    column = tl.program_id(0) * COLUMNS
+    rows = _row_indices(row, num_rows, ROWS)
+    if ACROSS:
+        num_tiles = tl.cdiv(width - rank, COLUMNS)
+        first, second = _reflected(reflected_ptr, rows, ranks, rank, EVEN, TYPE)
+    else:
+        num_tiles = tl.cdiv(num_rows, ROWS)
+        hadamard = _hadamard(mix_ptr, column, rank, COLUMNS, TYPE)
+        leading, rest = _folded(mix_ptr, column, ranks, rank, COLUMNS, EVEN, TYPE)
+    start = tl.program_id(1) * tiles
+    for tile in range(start, tl.minimum(start + tiles, num_tiles)):
+        if ACROSS:
+            column = tile * COLUMNS
+            hadamard = _hadamard(mix_ptr, column, rank, COLUMNS, TYPE)
+        else:
+            row = tile * ROWS
+            rows = _row_indices(row, num_rows, ROWS)
+        x = _load_tile(x_ptr, rows, column, width, width - rank, COLUMNS)
+        sums = product(tl.zeros((ROWS, COLUMNS), tl.float32), x, hadamard, TERMS, TYPE)
+        for part in range(0, 1 if WHOLE else rank, RANKS):
+            if ACROSS or not WHOLE:
+                leading, rest = _folded(mix_ptr, column, part + ranks, rank, COLUMNS, EVEN, TYPE)
+            if not (ACROSS and WHOLE):
+                first, second = _reflected(reflected_ptr, rows, part + ranks, rank, EVEN, TYPE)
+            sums = _correct(sums, first, second, leading, rest)
+        _write(
+            sums, scale_ptr, a_ptr, row, column, num_rows, width, rank, KIND, BLOCK, COLUMNS, ROWS
+        )

@@ -1,0 +1,271 @@
+"""DiRotQ's compact transform, its protected part and the quantization of both to E4M3, in two reads of the input.
+
+With U [K, r], C [r, low], random signs D and a block Hadamard H (`dirotq.transforms.Compact`)
+
+    high = -x U,    low = (x_low - (x U + x_high) C) D H = x_low (D H) - (x U + x_high) (C D H).
+
+D H and C D H are folded once a call, so that each tile of `low` is one sum of tensor-core products, exact but for its
+additions and for x U + x_high, of which two bfloat16 terms are taken (2^-17). What is written is laid out as
+`dirotq_kernels.fp8_layout` says. Bound on a GPU: the bytes of two reads of x and of one write of a byte a value.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from dirotq_kernels.fp4_quantize import _least_error_ref
+from dirotq_kernels.fp8_layout import HIGH_SHIFT
+from dirotq_kernels.rotate_emit import rotate_kernel
+from dirotq_kernels.rotate_plan import Plan, choose, processors, share
+from dirotq_kernels.rotate_project import combine_kernel, project_kernel
+from torch import Tensor
+
+# The kinds, and the largest value over the row's scale.
+_TOPS = {"fp4h": 256.0, "fp8": 448.0}
+_TERMS = {torch.bfloat16: 1, torch.float16: 2, torch.float32: 3}
+_LARGEST_BLOCK = 128
+# Of |x|², for what float32 sums of squares and of products lose: some 2^-20 of it.
+_MARGIN = 2.0**-12
+_NO_ENERGY = 2.0**-100
+_MOST_SPLITS = 16
+_MOST_RANKS = 128  # at a time
+_COMBINED = 1024  # values a program of `combine_kernel`
+
+
+@torch.library.custom_op("dirotq::rotate_quantize", mutates_args=())
+def rotate_quantize(
+    x: Tensor,
+    subspace: Tensor,
+    subspace_scales: Tensor | None,
+    correction: Tensor,
+    correction_scales: Tensor | None,
+    signs: Tensor,
+    slack: float,
+    block: int,
+    kind: str,
+) -> tuple[Tensor, Tensor]:
+    """Transform `x` [..., K] by a `Compact` and quantize it: a [M, low + 3 r] float8_e4m3fn and scale [M, 1] float32.
+
+    a = [low codes | a1 | a2 | a1] as in `dirotq_kernels.fp8_layout`; M: the rows of x. x: bfloat16, float16 or
+    float32. subspace [K, r], correction [r, low]: int8 codes with bfloat16 scales [r], or bfloat16 with None. signs:
+    int8 [low]. slack: at least |T Tᵀ - I|₂ of the transform T (`transform_slack`); with it no code can saturate.
+    block: of the Hadamard matrices. kind: of the low codes, fp4h (groups of 32) or fp8. A scale is NaN where the row is
+    not finite or its squares overflow; rows of a norm below 2^-50 are zero.
+
+    Raises ValueError for what does not fit together, and unless 32 divides low and 16 divides r.
+    """
+    _check(x, subspace, subspace_scales, correction, correction_scales, signs, slack, block, kind)
+    tensors = (subspace, subspace_scales, correction, correction_scales, signs)
+    plan = choose(block, subspace.shape[1])
+    return launch(plan, x, *tensors, slack, block, kind)
+
+
+@rotate_quantize.register_fake
+def _(x, subspace, subspace_scales, correction, correction_scales, signs, slack, block, kind):
+    rows = x.numel() // x.shape[-1]
+    a = x.new_empty((rows, x.shape[-1] + 2 * subspace.shape[1]), dtype=torch.float8_e4m3fn)
+    return a, x.new_empty((rows, 1), dtype=torch.float32)
+
+
+def launch(
+    plan: Plan,
+    x: Tensor,
+    subspace: Tensor,
+    subspace_scales: Tensor | None,
+    correction: Tensor,
+    correction_scales: Tensor | None,
+    signs: Tensor,
+    slack: float,
+    block: int,
+    kind: str,
+) -> tuple[Tensor, Tensor]:
+    """`rotate_quantize` of checked arguments by a plan whose `columns` are not below `block`."""
+    x = x.reshape(-1, x.shape[-1]).contiguous()
+    (rows, width), rank = x.shape, subspace.shape[1]
+    a = torch.empty((rows, width + 2 * rank), dtype=torch.float8_e4m3fn, device=x.device)
+    scale = torch.empty((rows, 1), dtype=torch.float32, device=x.device)
+    if not rows:
+        return a, scale
+    # Triton's interpreter cannot multiply bfloat16.
+    shared = {"TERMS": _TERMS[x.dtype], "TYPE": tl.bfloat16 if x.is_cuda else tl.float32}
+    shared |= {"BLOCK": block, "COLUMNS": plan.columns, "enable_fp_fusion": True}
+    sums, energy, mix = _project(plan, x, subspace, correction, signs, shared)
+    reflected = torch.empty((rows, 2 * rank), dtype=torch.bfloat16, device=x.device)
+    padded = triton.next_power_of_2(rank)
+    combined = max(1, _COMBINED // padded)
+    tensors = (x, sums, energy, subspace_scales, correction_scales, reflected, a, scale)
+    factors = (1.0 + slack + _MARGIN, 1.0 / _TOPS[kind], 2.0**-HIGH_SHIFT)
+    combine_kernel[(triton.cdiv(rows, combined),)](
+        *(*tensors, rows, width, rank, sums.shape[0], *factors),
+        SCALED=subspace_scales is not None,
+        ROWS=combined,
+        RANKS=padded,
+    )
+    _emit(plan, x, reflected, mix, scale, a, KIND=kind, **shared)
+    return a, scale
+
+
+def _project(
+    plan: Plan,
+    x: Tensor,
+    subspace: Tensor,
+    correction: Tensor,
+    signs: Tensor,
+    shared: dict[str, Any],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Partial sums [splits, M, r] of `x` times the codes, and [splits, M] of squares; the folded matrices."""
+    (rows, width), rank, device = x.shape, subspace.shape[1], x.device
+    ranks = min(triton.next_power_of_2(rank), _MOST_RANKS)
+    row_tiles, parts = triton.cdiv(rows, plan.project_rows), triton.cdiv(rank, ranks)
+    steps = triton.cdiv(width, plan.project_depth)
+    slots = processors(device) * plan.project_resident
+    each = share(row_tiles * parts, steps, slots, _MOST_SPLITS)
+    splits, fold_tiles = triton.cdiv(steps, each), triton.cdiv(width - rank, plan.columns)
+    sums = torch.empty((splits, rows, rank), dtype=torch.float32, device=device)
+    energy = torch.empty((splits, rows), dtype=torch.float32, device=device)
+    shape = (fold_tiles, plan.columns + 2 * rank, plan.columns)
+    mix = torch.empty(shape, dtype=torch.bfloat16, device=device)
+    tensors = (x, subspace.contiguous(), correction.contiguous(), signs.contiguous())
+    project_kernel[(fold_tiles + row_tiles * splits, parts)](
+        *(*tensors, sums, energy, mix, rows, width, rank, splits, each, fold_tiles),
+        ROWS=plan.project_rows,
+        DEPTH=plan.project_depth,
+        RANKS=ranks,
+        num_warps=plan.project_warps,
+        num_stages=plan.project_stages,
+        **shared,
+    )
+    return sums, energy, mix
+
+
+def _emit(
+    plan: Plan,
+    x: Tensor,
+    reflected: Tensor,
+    mix: Tensor,
+    scale: Tensor,
+    a: Tensor,
+    **constants: Any,
+) -> None:
+    (rows, width), rank = x.shape, reflected.shape[1] // 2
+    whole = rank <= _MOST_RANKS
+    ranks = triton.next_power_of_2(rank) if whole else 64
+    row_tiles, column_tiles = triton.cdiv(rows, plan.rows), mix.shape[0]
+    outer, inner = (row_tiles, column_tiles) if plan.across else (column_tiles, row_tiles)
+    tiles = share(outer, inner, processors(x.device) * plan.resident, inner)
+    if x.is_cuda:
+        constants["maxnreg"] = plan.registers
+    rotate_kernel[(outer, triton.cdiv(inner, tiles))](
+        *(x, reflected, mix, scale, a, rows, width, rank, tiles),
+        ROWS=plan.rows,
+        ACROSS=plan.across,
+        RANKS=ranks,
+        WHOLE=whole,
+        EVEN=rank % ranks == 0,
+        num_warps=plan.warps,
+        num_stages=plan.stages,
+        **constants,
+    )
+
+
+def _check(
+    x: Tensor,
+    subspace: Tensor,
+    subspace_scales: Tensor | None,
+    correction: Tensor,
+    correction_scales: Tensor | None,
+    signs: Tensor,
+    slack: float,
+    block: int,
+    kind: str,
+) -> None:
+    """Raise ValueError that names what does not fit and what is allowed."""
+    width, rank = x.shape[-1], subspace.shape[-1]
+    low = width - rank
+    stored = torch.bfloat16 if subspace_scales is None else torch.int8
+    if kind not in _TOPS:
+        _refuse(f"kind={kind!r}, allowed are {', '.join(_TOPS)}")
+    if x.dtype not in _TERMS:
+        _refuse(f"x of {x.dtype}, allowed are {', '.join(map(str, _TERMS))}")
+    if block < 1 or block & (block - 1) or block > _LARGEST_BLOCK:
+        _refuse(f"block={block}, allowed are powers of two up to {_LARGEST_BLOCK}")
+    if not (math.isfinite(slack) and slack >= 0):
+        _refuse(f"slack={slack}, allowed are numbers from 0")
+    if rank % 16 or low <= 0 or low % 32:
+        _refuse(
+            f"{rank} protected of {width} columns, allowed are multiples of 16 beside multiples of 32"
+        )
+    expected = {
+        "subspace": (subspace, (width, rank), stored),
+        "correction": (correction, (rank, low), stored),
+        "signs": (signs, (low,), torch.int8),
+    }
+    if (subspace_scales is None) != (correction_scales is None):
+        _refuse("scales of subspace or of correction, allowed are both and none")
+    if subspace_scales is not None and correction_scales is not None:
+        expected["subspace_scales"] = (subspace_scales, (rank,), torch.bfloat16)
+        expected["correction_scales"] = (correction_scales, (rank,), torch.bfloat16)
+    for name, (tensor, shape, dtype) in expected.items():
+        if tensor.shape != shape or tensor.dtype != dtype:
+            _refuse(
+                f"{name} {list(tensor.shape)} of {tensor.dtype}, allowed is {list(shape)} of {dtype}"
+            )
+
+
+def _refuse(reason: str) -> None:
+    raise ValueError(f"rotate_quantize: {reason}")
+
+
+def rotate_quantize_ref(
+    x: Tensor,
+    subspace: Tensor,
+    subspace_scales: Tensor | None,
+    correction: Tensor,
+    correction_scales: Tensor | None,
+    signs: Tensor,
+    slack: float,
+    block: int,
+    kind: str,
+) -> tuple[Tensor, Tensor]:
+    """The same in PyTorch, the transform in float64; a zero may have another sign."""
+    x = x.reshape(-1, x.shape[-1]).double()
+    left, right = subspace.double(), correction.double()
+    if subspace_scales is not None and correction_scales is not None:
+        left, right = left * subspace_scales.double(), right * correction_scales.double()[:, None]
+    low_width = right.shape[1]
+    high = -(x @ left)
+    low = (x[:, :low_width] - (x[:, low_width:] - high) @ right) * signs.double()
+    low = _block_hadamard_ref(low, block).float()
+    energy = x.square().sum(1, keepdim=True)
+    left_over = (energy * (1.0 + slack + _MARGIN) - high.square().sum(1, keepdim=True)).clamp(min=0)
+    largest = high.abs().amax(1, keepdim=True) * 2.0**-HIGH_SHIFT
+    scale = torch.maximum(left_over.sqrt() / _TOPS[kind], largest / 448.0)
+    mantissa, exponent = torch.frexp(torch.where(energy < _NO_ENERGY, 1.0, scale))
+    scale = torch.ldexp(torch.ones_like(scale), exponent - (mantissa == 0.5).int())
+    high = high * 2.0**-HIGH_SHIFT / scale
+    first = high.float().to(torch.float8_e4m3fn).double()
+    second = (high - first) * 16.0
+    low = low / scale.float()
+    if kind == "fp4h":
+        groups = low.unflatten(-1, (-1, 32))
+        wanted = groups.abs().amax(-1, keepdim=True) * (1.0 / 6.0)
+        low = _least_error_ref(groups, wanted, torch.ones_like(wanted)).flatten(-2)
+    codes = torch.cat([low, first.float(), second.float(), first.float()], dim=1)
+    return codes.to(torch.float8_e4m3fn), scale.float()
+
+
+def _block_hadamard_ref(x: Tensor, block: int) -> Tensor:
+    """`x` times a block-diagonal Hadamard matrix; the tail in powers of two, the largest first."""
+    done, start, width = [], 0, x.shape[1]
+    while start < width:
+        size = min(block, 1 << ((width - start).bit_length() - 1))
+        matrix = torch.ones(1, 1, dtype=x.dtype, device=x.device)
+        while matrix.shape[0] < size:
+            matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)])
+        done.append(x[:, start : start + size] @ matrix / math.sqrt(size))
+        start += size
+    return torch.cat(done, dim=1)
