@@ -95,8 +95,8 @@ def _write(
     ROWS: tl.constexpr,
 ):
     """Quantize a tile's products, and store them."""
-    # Back from the order of the tensor cores (`_signed_hadamard`): a thread holds two neighbours of each eight columns, and
-    # rows eight apart. In this order of rows it holds what it stores, and nothing need be exchanged.
+    # Back from the order of the tensor cores (`_signed_hadamard`): a thread holds two neighbours of each eight columns,
+    # and rows eight apart. In this order of rows it holds what it stores, and nothing need be exchanged.
     sums = tl.reshape(sums, (ROWS // 16, 2, 8, COLUMNS // 8, 4, 2))
     sums = tl.reshape(tl.permute(sums, (1, 0, 2, 4, 3, 5)), (ROWS, COLUMNS // 32, 32))
     low = width - rank
