@@ -3,6 +3,9 @@
 Bitwise what `Format.decode` (`dirotq.formats`) gives, rounded to bfloat16. Bound: the bytes of one read and one write.
 """
 
+# Tuples grow in loops that are unrolled.
+# mypy: disable-error-code="assignment"
+
 from __future__ import annotations
 
 import torch
@@ -11,8 +14,9 @@ import triton.language as tl
 from dirotq_kernels.four_bit import (
     CODES_PER_WORD,
     check_weight,
-    code_value,
+    e2m1_values,
     group_scale,
+    integer_values,
     scales_of,
     weight_values,
     words_of,
@@ -23,22 +27,23 @@ _BLOCK = 256  # a word a thread, 16 bytes of output: then no layout has to be co
 
 
 @triton.jit
-def _bfloat16_bits(x, EXACT: tl.constexpr):
-    # By integers, because Triton's interpreter truncates in casts.
-    bits = x.to(tl.uint32, bitcast=True)
-    if not EXACT:
-        bits += 0x7FFF + ((bits >> 16) & 1)
-    return bits
-
-
-@triton.jit
-def _pair(words, step, PLACE: tl.constexpr, KIND: tl.constexpr):
-    # A code has two bits, a scale of mxfp4 and fp4h two at most: nothing to round.
-    EXACT: tl.constexpr = KIND == "mxfp4" or KIND == "fp4h"
-    UNIT: tl.constexpr = 1.0 if KIND == "integer" else 2.0**126
-    low = _bfloat16_bits(code_value(words, PLACE, KIND) * UNIT * step, EXACT)
-    high = _bfloat16_bits(code_value(words, PLACE + 1, KIND) * UNIT * step, EXACT)
-    return (low >> 16) | (high & 0xFFFF0000)
+def _pairs(words, step, KIND: tl.constexpr):
+    """The eight codes of each word, uint32, as four words of two bfloat16."""
+    values = integer_values(words) if KIND == "integer" else e2m1_values(words)
+    halves = ()
+    for place in tl.static_range(8):
+        value = values[place]
+        if KIND != "integer":
+            value *= 2.0**126
+        bits = (value * step).to(tl.uint32, bitcast=True)
+        # To even; a cast would truncate in Triton's interpreter. Of mxfp4 and fp4h codes and scales have two bits.
+        if KIND == "integer" or KIND == "nvfp4":
+            bits += 0x7FFF + ((bits >> 16) & 1)
+        halves += (bits,)
+    pairs = ()
+    for place in tl.static_range(4):
+        pairs += ((halves[2 * place] >> 16) | (halves[2 * place + 1] & 0xFFFF0000),)
+    return pairs
 
 
 @triton.jit
@@ -64,9 +69,9 @@ def _decode_kernel(
     step = group_scale(scales, KIND)
     if BASE is not None:
         step *= tl.load(base_ptr + row * BASE, mask=inside, other=0.0)
-    even = tl.join(_pair(words, step, 0, KIND), _pair(words, step, 4, KIND))
-    odd = tl.join(_pair(words, step, 2, KIND), _pair(words, step, 6, KIND))
-    pairs = tl.reshape(tl.join(even, odd), (BLOCK, 4)).to(tl.int32, bitcast=True)
+    pairs = _pairs(words, step, KIND)
+    pairs = tl.join(tl.join(pairs[0], pairs[2]), tl.join(pairs[1], pairs[3]))
+    pairs = tl.reshape(pairs, (BLOCK, 4)).to(tl.int32, bitcast=True)
     places = word[:, None] * 4 + tl.arange(0, 4)[None, :]
     tl.store(out_ptr + places, pairs, mask=inside[:, None])
 

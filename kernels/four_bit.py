@@ -4,6 +4,9 @@ A word is 32 bits, eight codes of one row, the first in the lowest bits (`dirotq
 of it as bits of float32 numbers in two or three instructions, without conversions, which are slow on GPUs.
 """
 
+# Tuples grow in loops that are unrolled.
+# mypy: disable-error-code="assignment"
+
 from __future__ import annotations
 
 import torch
@@ -21,12 +24,10 @@ _SCALE_DTYPES = {
 }
 _HAVE_BASE = ("nvfp4", "fp4h")
 
-# Float32 numbers of which the bits at a code's own place count ones, and what an integer code is there.
-_EXPONENT_ONE = tl.constexpr(127)
-# A product by it copies a nibble to where a float32 has its sign, and to where it has its exponent's two lowest bits
-# and its mantissa's highest: E2M1's number times 2^-126, the code of a half being subnormal in both.
-_TO_FLOAT = tl.constexpr((1 << 28) + (1 << 22))
-_FLOAT_BITS = tl.constexpr(0x81C00000)
+# A product by it copies nibbles, one in each half of a word, to where bfloat16 has its sign, and to where it has its
+# exponent's two lowest bits and its mantissa's highest: E2M1's numbers over 2^126, of which 0.5 is subnormal in both.
+_TO_BFLOAT16 = tl.constexpr((1 << 12) + (1 << 6))
+_E2M1_BITS = tl.constexpr(0x81C00000)
 # E4M3's bits are a float32's from the 20th on, where that one is 2^-120 as large.
 _E4M3_ONE = tl.constexpr(2.0**120)
 # A float32's highest bits are its exponent and the first bit of its mantissa: fp4h's indices but for this, 2 (127 - 8).
@@ -34,20 +35,43 @@ _LADDER_BITS = tl.constexpr(238)
 
 
 @triton.jit
-def code_value(words, PLACE: tl.constexpr, KIND: tl.constexpr):
-    """The code at PLACE of each word, uint32, as float32: its value, or for E2M1 (all but integers) 2^-126 times it."""
-    # Masked where they are, all codes but the last do without a shift of their own.
-    if KIND == "integer":
-        SHIFT: tl.constexpr = 20 if PLACE > 4 else 0
-        AT: tl.constexpr = 4 * PLACE - SHIFT
-        words = (words ^ 0x88888888) >> SHIFT
-        bits = (words & (0xF << AT)) | ((_EXPONENT_ONE + 23 - AT) << 23)
-        return bits.to(tl.float32, bitcast=True) - (2.0 ** (23 - AT) + 8.0)
-    else:
-        SHIFT: tl.constexpr = 8 if PLACE > 5 else 0
-        AT: tl.constexpr = 4 * PLACE - SHIFT
-        bits = (((words >> SHIFT) & (0xF << AT)) * (_TO_FLOAT >> AT)) & _FLOAT_BITS
-        return bits.to(tl.float32, bitcast=True)
+def e2m1_values(words):
+    """The eight codes of each word, uint32, of E2M1: float32, 2^-126 times their values."""
+    values = ()
+    for place in tl.static_range(8):
+        # Most of the work is shared by codes four places apart.
+        pair = (words >> (place % 4 // 2 * 8)) & (0xF000F << (place % 2 * 4))
+        pair *= _TO_BFLOAT16 >> (place % 2 * 4)
+        bits = (pair << (0 if place > 3 else 16)) & _E2M1_BITS
+        values += (bits.to(tl.float32, bitcast=True),)
+    return values
+
+
+@triton.jit
+def integer_values(words):
+    """The eight codes of each word, uint32, of integers: float32."""
+    values = ()
+    words ^= 0x88888888
+    for place in tl.static_range(8):
+        # As the lowest bits of numbers that count in ones there; the first five without a shift of their own.
+        bits = (words >> (place // 5 * 20)) & (0xF << (place % 5 * 4))
+        bits |= (127 + 23 - place % 5 * 4) << 23
+        values += (bits.to(tl.float32, bitcast=True) - (2.0 ** (23 - place % 5 * 4) + 8.0),)
+    return values
+
+
+@triton.jit
+def integer_parts(words):
+    """The eight codes of each word, uint32, of integers, plus 8, as parts of the word: float32, in units of 2^-149.
+
+    One instruction each: float32 counts in 2^-149 up to the 24th bit. The last two are of the word without eight bits.
+    """
+    values = ()
+    words ^= 0x88888888
+    for place in tl.static_range(8):
+        bits = (words >> (place // 6 * 8)) & (0xF << (place * 4 - place // 6 * 8))
+        values += (bits.to(tl.float32, bitcast=True),)
+    return values
 
 
 @triton.jit
