@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+from dirotq.report import benches
 from dirotq.report.cells import Table
 from dirotq.report.render import markdown
 from dirotq.report.rows import describe, groups, origins, rank_order
@@ -164,4 +165,14 @@ BLOCKS = (
     Block("paired", "paired.json", partial(_paired, baseline="svdquant")),
     Block("rank", "rank", partial(_pivot, order="rank", columns="basis", metric="psnr")),
     Block("bits", "bits", partial(_rows, order="psnr", metrics=_METRICS)),
+    Block("bench_layers", "bench/layer_flux.json", benches.layer_speeds),
+    Block("bench_layers_pixart", "bench/layer_pixart.json", benches.layer_speeds),
+    Block("bench_layers_sana", "bench/layer_sana.json", benches.layer_speeds),
+    Block("bench_model", "bench/flux.json", benches.model_speeds),
+    Block("bench_model_pixart", "bench/pixart.json", benches.model_speeds),
+    Block("bench_model_sana", "bench/sana.json", benches.model_speeds),
+    Block("bench_offload", "bench/offload.json", benches.offload_speeds),
+    Block("bench_rank", "bench/rank.json", benches.rank_costs),
+    Block("bench_quantize", "bench/quantize_flux.json", benches.quantizing_costs),
+    Block("bench_quantize_svdquant", "bench/quantize_flux_svdquant.json", benches.quantizing_costs),
 )

@@ -1,0 +1,253 @@
+"""README's tables of speed and memory, made of the JSON of `experiments.bench`. Slower rows are in them as they are."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+Row = dict[str, Any]
+
+_KINDS = ("gemm", "attention", "rotate_quantize", "unpack", "elementwise", "other")
+_GB = 1e9
+OTHER_GPUS = (
+    "GPUs with 4-bit tensor cores would multiply 4-bit operands directly: INT4 on Ada and before, FP4 on Blackwell. "
+    "Nothing was measured there."
+)
+
+
+def layer_speeds(source: Path) -> str:
+    """A row a shape, a column a precision; then what the passes of the FP8 products take alone."""
+    content = _read(source)
+    rows = _measured(content)
+    way = "graph" if any("graph" in layer for row in rows for layer in row["layers"]) else "eager"
+    names = list(dict.fromkeys(layer["layer"] for row in rows for layer in row["layers"]))
+    lines = _head(["M x K x N", *names])
+    for row in rows:
+        found = {layer["layer"]: layer for layer in row["layers"]}
+        cells = [_speed(found.get(name), way) for name in names]
+        lines.append(_line([_shape(row), *cells]))
+    below = [
+        "Milliseconds a call and speed against bf16"
+        + (", in CUDA graphs" if way == "graph" else ", launched by Python")
+        + "; alternatives measured in turn. `:RANK` is with DiRotQ's compact transform and so many protected "
+        "coordinates (a share of the width below 1).",
+        *_errors(rows),
+        OTHER_GPUS,
+    ]
+    below += [*_failures(content), "", _origin(content, source)]
+    return "\n".join([*lines, "", *_parts(rows, way), *below]) + "\n"
+
+
+def _parts(rows: Iterable[Row], way: str) -> list[str]:
+    """A table of the passes, empty without any."""
+    found = [(row, name, its) for row in rows for name, its in row["parts"].items() if len(its) > 1]
+    passes = list(dict.fromkeys(part for _, _, its in found for part in its))
+    if not found:
+        return []
+    lines = _head(["M x K x N", "layer", *passes, "whole", "by Python", "bound"])
+    for row, name, its in found:
+        (layer,) = (one for one in row["layers"] if one["layer"] == name)
+        cells = [_ms(its[part]["median_ms"]) if part in its else "-" for part in passes]
+        bound = "-" if layer["bound_ms"] is None else _ms(layer["bound_ms"])
+        whole = [_ms(layer[key]["median_ms"]) for key in (way, "eager")]
+        lines.append(_line([_shape(row), f"`{name}`", *cells, *whole, bound]))
+    note = (
+        "Milliseconds: each pass alone, the layer whole, and launched by Python one call after the other. Bound: bytes "
+        "of the passes beside the product at the speed of a copy, and the product at the best rate measured."
+    )
+    return [*lines, "", note, ""]
+
+
+def _errors(rows: Iterable[Row]) -> list[str]:
+    worst: dict[str, float] = {}
+    for row in rows:
+        for layer in row["layers"]:
+            worst[layer["layer"]] = max(worst.get(layer["layer"], 0.0), layer["error"])
+    said = ", ".join(f"`{name}` {1e3 * error:.2f}" for name, error in worst.items())
+    return [
+        "Largest relative error of an output against the float64 product of the same decoded operands, in thousandths: "
+        f"{said}."
+    ]
+
+
+def model_speeds(source: Path) -> str:
+    """A row for each precision and way to run it."""
+    content = _read(source)
+    rows = _measured(content)
+    base = {
+        (row["run"], row["size"], row["batch"]): row for row in rows if row["precision"] == "bf16"
+    }
+    several = len({(row["size"], row["batch"]) for row in rows}) > 1
+    kinds = [
+        kind
+        for kind in _KINDS
+        if any(kind in (row.get("kinds") or {}).get("ms", {}) for row in rows)
+    ]
+    titles = ["linears", "run", *(["pixels, batch"] if several else []), "ms", "10 % to 90 %"]
+    titles += ["speed", "peak GB", "weights GB", *(kind.replace("_", " ") for kind in kinds)]
+    lines = _head(titles)
+    for row in rows:
+        beside = base.get((row["run"], row["size"], row["batch"]))
+        speed = f"{beside['median_ms'] / row['median_ms']:.2f}x" if beside else "-"
+        times = (row.get("kinds") or {}).get("ms")
+        cells = [f"`{row['precision']}`", row["run"]]
+        cells += [f"{row['size']}, {row['batch']}"] if several else []
+        cells += [f"{row['median_ms']:.1f}", f"{row['p10_ms']:.1f} to {row['p90_ms']:.1f}", speed]
+        cells += [_gigabytes(row.get("peak_bytes")), _gigabytes(row["weight_bytes"])]
+        cells += ["-" if times is None else f"{times.get(kind, 0.0):.1f}" for kind in kinds]
+        lines.append(_line(cells))
+    note = (
+        "One forward of the transformer; speed against bf16 run in the same way; peak: most memory allocated during a "
+        "forward, the model included. The last columns divide one forward's kernels, in milliseconds."
+    )
+    return "\n".join([*lines, "", note, *_failures(content), "", _origin(content, source)]) + "\n"
+
+
+def offload_speeds(source: Path) -> str:
+    """A row for each model and where its weights are."""
+    content = _read(source)
+    lines = _head(["linears", "weights", "GPU memory allowed", "ms", "peak GB", "weights GB"])
+    for row in content["rows"]:
+        if "failed" in row:
+            lines.append(_line([f"`{row['name']}`", "-", "-", _short(row["failed"]), "-", "-"]))
+            continue
+        budget = "all" if row["budget_bytes"] is None else f"{row['budget_bytes'] / _GB:.0f} GB"
+        sizes = [_gigabytes(row.get("peak_bytes")), _gigabytes(row["weight_bytes"])]
+        cells = [f"`{row['precision']}`", row["mode"], budget, f"{row['median_ms']:.0f}", *sizes]
+        lines.append(_line(cells))
+    note = (
+        "One forward of the transformer. resident: on the GPU; stream: diffusers' group offloading, which fetches the "
+        "next block from pinned host memory meanwhile; sequential: accelerate's, module by module."
+    )
+    return "\n".join([*lines, "", note, "", _origin(content, source)]) + "\n"
+
+
+def rank_costs(source: Path) -> str:
+    """A row a rank: the layer and the block."""
+    content = _read(source)
+    rows = {"block" if row["name"] == "block" else "layer": row for row in _measured(content)}
+    both = {kind: {one["layer"]: one for one in row["layers"]} for kind, row in rows.items()}
+    names = list(dict.fromkeys(name for found in both.values() for name in found))
+    lines = _head(["linears", "layer ms", "layer MB", "block ms", "block MB", "block peak MB"])
+    for name in names:
+        layer, block = (both.get(kind, {}).get(name) for kind in ("layer", "block"))
+        cells = [_graph_or_eager(layer), _megabytes(layer, "weight_bytes"), _graph_or_eager(block)]
+        cells += [_megabytes(block, "weight_bytes"), _megabytes(block, "peak_bytes")]
+        lines.append(_line([f"`{name}`", *cells]))
+    facts = []
+    if "layer" in rows:
+        facts.append(f"the layer {_shape(rows['layer'])} (M x K x N)")
+    if "block" in rows:
+        facts.append(f"the block `{rows['block']['block']}` at {rows['block']['tokens']} tokens")
+    note = f"Milliseconds of {', and of '.join(facts)}. `:RANK` is the number of protected coordinates."
+    return "\n".join([*lines, "", note, *_failures(content), "", _origin(content, source)]) + "\n"
+
+
+def quantizing_costs(source: Path) -> str:
+    """A row for each recipe: seconds by stage, and memory."""
+    content = _read(source)
+    rows = _measured(content)
+    stages = list(dict.fromkeys(stage for row in rows for stage in row.get("stages", {})))
+    lines = _head(["recipe", "minutes", *stages, "saving", "GPU GB", "host GB", "checkpoint GB"])
+    for row in rows:
+        last = row["seconds_quantize"] if row["finished"] else row["seconds_so_far"]
+        spent = last + sum(row.get("earlier_seconds", []))
+        minutes = f"{spent / 60:.1f}"
+        if not row["finished"]:
+            minutes += f", {row['inputs_finished']} of {row['inputs']} inputs"
+        cells = [
+            f"{row['stages'][stage]:.0f}" if stage in row.get("stages", {}) else "-"
+            for stage in stages
+        ]
+        cells.append(f"{row['save_seconds']:.0f}" if "save_seconds" in row else "-")
+        cells += [
+            _gigabytes(row.get(key)) for key in ("peak_bytes", "host_bytes", "checkpoint_bytes")
+        ]
+        lines.append(_line([f"`{row['name']}`", minutes, *cells]))
+    settings = content["settings"]
+    note = (
+        f"{settings['records']} records at {settings['size']}² pixels. Stages in seconds, of the last part where a run "
+        "was made in several."
+    )
+    return "\n".join([*lines, "", note, *_failures(content), "", _origin(content, source)]) + "\n"
+
+
+def _read(source: Path) -> Row:
+    content: Row = json.loads(source.read_text(encoding="utf-8"))
+    return content
+
+
+def _measured(content: Row) -> list[Row]:
+    return [row for row in content["rows"] if "failed" not in row]
+
+
+def _failures(content: Row) -> list[str]:
+    """What could not be measured or was left out, with the reason."""
+    rows = content["rows"]
+    reasons = {row["name"]: row["failed"] for row in rows if "failed" in row}
+    reasons |= {
+        f"{row['name']} {name}": why
+        for row in rows
+        for name, why in row.get("failed_layers", {}).items()
+    }
+    said = [f"`{name}`: {_short(why)}" for name, why in (reasons | content["left_out"]).items()]
+    return ["", f"Not measured: {'; '.join(said)}."] if said else []
+
+
+def _origin(content: Row, source: Path) -> str:
+    env = content["env"]
+    versions = ", ".join(
+        f"{name} {env['versions'][name]}"
+        for name in ("torch", "triton", "diffusers", "torchao")
+        if env["versions"].get(name)
+    )
+    return (
+        f"{env['device']}, {versions}, commit {env['git']}, {content['weights']} weights "
+        f"(`experiments/results/bench/{source.name}`: `{content['command']}`)."
+    )
+
+
+def _speed(layer: Row | None, way: str) -> str:
+    if layer is None:
+        return "-"
+    time = _ms(layer[way]["median_ms"])
+    speed = layer.get(f"speed_{way}")
+    return time if layer["layer"] == "bf16" or speed is None else f"{time}, {speed:.2f}x"
+
+
+def _graph_or_eager(row: Row | None) -> str:
+    if row is None:
+        return "-"
+    way = "graph" if "graph" in row else "eager"
+    return _ms(row[way]["median_ms"])
+
+
+def _shape(row: Row) -> str:
+    return f"{row['m']} x {row['k']} x {row['n']}"
+
+
+def _ms(value: float) -> str:
+    return f"{value:.4f}" if value < 0.1 else f"{value:.3f}"
+
+
+def _gigabytes(value: int | None) -> str:
+    return "-" if value is None else f"{value / _GB:.1f}"
+
+
+def _megabytes(row: Row | None, key: str) -> str:
+    return "-" if row is None or row.get(key) is None else f"{row[key] / 1e6:.1f}"
+
+
+def _short(message: str) -> str:
+    """The first sentence, without what would end a table's cell."""
+    return message.split(". ")[0].replace("|", "/")
+
+
+def _head(titles: Sequence[str]) -> list[str]:
+    return [_line(titles), "|" + "|".join(["---", *["---:"] * (len(titles) - 1)]) + "|"]
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"

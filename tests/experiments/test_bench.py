@@ -1,0 +1,335 @@
+"""Benches in a tiny configuration: what is timed, what is written, and models built of random numbers."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dirotq.calibrate import trace_inputs
+from dirotq.config import config_folder
+from dirotq.linear import QuantLinear
+from dirotq.models import layout_of, rewrite
+from dirotq.report import benches
+from dirotq.report.blocks import BLOCKS
+from experiments.bench import building, offloading
+from experiments.bench.architectures import Architecture
+from experiments.bench.building import Precision, Source
+from experiments.bench.kinds import divided, kind_of
+from experiments.bench.record import Recorder
+from experiments.bench.settings import build
+from experiments.bench.timing import Timed, in_turn, summary
+from tests.support.architectures import ARGUMENTS
+
+CPU = torch.device("cpu")
+ON_GPU = torch.cuda.is_available()
+PRESETS = sorted(path.stem for path in (config_folder() / "bench").glob("*.yaml"))
+HEADS = {"num_attention_heads": 2, "attention_head_dim": 32, "num_layers": 2}
+TINY = {
+    "FluxTransformer2DModel": ARGUMENTS["FluxTransformer2DModel"],
+    "PixArtTransformer2DModel": {
+        **HEADS, "sample_size": 8, "cross_attention_dim": 64, "caption_channels": 16,
+        "use_additional_conditions": False,
+    },
+    "SanaTransformer2DModel": ARGUMENTS["SanaTransformer2DModel"],
+}  # fmt: skip
+FLUX = {**TINY["FluxTransformer2DModel"], "num_layers": 1, "num_single_layers": 1}
+SMALL = (
+    "++bench.config=" + re.sub(r'"', "", json.dumps(FLUX)),
+    "bench.text=8",
+)
+LITTLE = ("+bench.ceiling=[[16,16,16]]", "+bench.copy_bytes=4096", "bench.repetitions=1")
+
+
+def tiny(name: str) -> Architecture:
+    return Architecture(name, TINY[name], text=6)
+
+
+def run(folder: Path, *overrides: str) -> dict[str, Any]:
+    """The document of a bench, on the GPU where there is one."""
+    out = folder / "out.json"
+    build([*overrides, f"out={out}", "commit=0123456789ab"]).run()
+    content: dict[str, Any] = json.loads(out.read_text())
+    assert content["command"].startswith("python -m experiments.bench bench=")
+    assert str(folder) not in out.read_text()
+    assert content["env"]["git"] == "0123456789ab"
+    assert content["weights"] == "random"
+    return content
+
+
+@pytest.fixture
+def simulated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whole models without kernels on a CPU: Triton's interpreter takes a second a layer."""
+    if not ON_GPU:
+        monkeypatch.setattr(building, "set_backend", lambda *_: {"layer": "reference"})
+
+
+@pytest.fixture
+def kernels() -> None:
+    pytest.importorskip("triton")
+    for module in ("rotate_quantize", "fp8_linear", "weight_only"):
+        pytest.importorskip(f"dirotq_kernels.{module}")
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_is_a_bench(name: str) -> None:
+    job = build([f"bench={name}", "out=o.json"])
+    assert job.head["bench"] == name
+    assert name in {block.source.removeprefix("bench/").removesuffix(".json") for block in BLOCKS}
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("bench=fast", "bench=fast: unknown, allowed are flux, layer_flux"),
+        ("bench.cases.0.layers=[w3]", "bits=w3: unknown"),
+        ('bench.cases.0.layers=["fp8:64"]', "bits=fp8: unknown"),
+        ("bench.cases.0.shapes=[[1,2,3]]", r"bench\.cases\.0\.shapes=\[1, 2, 3\], allowed are pairs"),
+        ("bench.repetitions=0", "bench.repetitions=0, allowed are integers from 1"),
+        ("out=???", "out must be given"),
+    ],
+)  # fmt: skip
+def test_bad_settings_end_in_one_line(override: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        build(["out=o.json", override])
+    assert "\n" not in str(caught.value)
+
+
+def test_alternatives_take_turns() -> None:
+    order: list[str] = []
+    runs = {name: Timed(lambda name=name: order.append(name), 2) for name in "ab"}
+    found = in_turn(runs, 3, CPU)
+    assert order == ["a"] * 3 + ["b"] * 3 + ["a", "b"] * 3  # warm-up first
+    assert found["a"]["repetitions"] == 3
+
+
+def test_medians_and_percentiles() -> None:
+    assert summary([5.0, 1.0, 3.0, 2.0, 4.0]) == {
+        "median_ms": 3.0, "p10_ms": 1.4, "p90_ms": 4.6, "repetitions": 5,
+    }  # fmt: skip
+
+
+def recorder(path: Path, **more: Any) -> Recorder:
+    env = {"device": "cpu", "versions": {"torch": "1"}, "git": None}
+    return Recorder(path, {"bench": "b", "settings": {}, "env": env, "command": "c"}, **more)
+
+
+def test_rows_are_written_one_by_one_and_a_failure_is_one(tmp_path: Path) -> None:
+    path = tmp_path / "out.json"
+    notes = recorder(path, only=("^a", "bad"))
+    notes.measure("a1", lambda: {"value": 1})
+    assert json.loads(path.read_text())["rows"][0]["value"] == 1
+    assert notes.measure("b1", lambda: {"value": 2}) is None  # not asked for
+
+    def bad() -> dict[str, Any]:
+        raise torch.OutOfMemoryError("no room\nat all")
+
+    notes.measure("bad", bad)
+    again = recorder(path)
+    again.measure("a1", lambda: {"value": 3})
+    content = json.loads(path.read_text())
+    assert [row["name"] for row in content["rows"]] == ["a1", "bad"]
+    assert content["rows"][0]["value"] == 3
+    assert content["rows"][1]["failed"] == "OutOfMemoryError: no room"
+    assert content["command"] == "c && c"
+
+
+def test_a_spent_budget_leaves_rows_out(tmp_path: Path) -> None:
+    path = tmp_path / "out.json"
+    notes = recorder(path, budget=-1.0)
+    assert notes.measure("a", lambda: {}) is None
+    assert json.loads(path.read_text())["left_out"] == {"a": "budget_seconds=-1 are over"}
+    recorder(path).measure("a", lambda: {})
+    assert json.loads(path.read_text())["left_out"] == {}
+
+
+def test_a_file_of_another_bench_is_not_continued(tmp_path: Path) -> None:
+    recorder(tmp_path / "out.json").measure("a", lambda: {})
+    content = json.loads((tmp_path / "out.json").read_text())
+    content["env"]["device"] = "another"
+    (tmp_path / "out.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="measured with another device, another; use another out="):
+        recorder(tmp_path / "out.json")
+
+
+@pytest.mark.parametrize(
+    ("kernel", "kind"),
+    [
+        ("nvjet_tst_192x192_64x4_2x1_v_bz_coopB_TNT", "gemm"),
+        ("void cutlass::device_kernel<at::cuda::detail::enable_3x_kernel_for_sm9x<...>>", "gemm"),
+        ("void pytorch_flash::flash_fwd_kernel<...>", "attention"),
+        ("cudnn_generated_fort_native_sdpa_sm90_flash_fprop_wgmma_f16_knob_3i", "attention"),
+        ("triton_red_fused_add_layer_norm_0", "elementwise"),
+        ("triton_tem_fused_mm_0", "gemm"),
+        ("void at::native::vectorized_elementwise_kernel<4, ...>", "elementwise"),
+        ("Memcpy DtoD (Device -> Device)", "elementwise"),
+        ("ncclKernel", "other"),
+    ],
+)
+def test_kernels_have_kinds(kernel: str, kind: str) -> None:
+    assert kind_of(kernel) == kind
+
+
+def test_own_kernels_are_known_by_their_module() -> None:
+    pytest.importorskip("triton")
+    assert kind_of("_unpack_e4m3_kernel") == "unpack"
+    assert kind_of("_fp4_quantize_kernel") == "simulated_quantize"
+
+
+def test_a_trace_is_divided_by_kind() -> None:
+    found = divided([
+        {"cat": "kernel", "name": "nvjet_a", "dur": 1000},
+        {"cat": "kernel", "name": "nvjet_a", "dur": 500},
+        {"cat": "gpu_memset", "name": "Memset (Device)", "dur": 250},
+        {"cat": "gpu_user_annotation", "name": "nvjet region", "dur": 9999},
+        {"cat": "cpu_op", "name": "aten::mm", "dur": 9999},
+    ])  # fmt: skip
+    assert found is not None
+    assert found["ms"] == {"gemm": 1.5, "elementwise": 0.25}
+    assert found["kernels"] == 3
+    assert found["longest"][0] == {"kernel": "nvjet_a", "kind": "gemm", "ms": 1.5, "calls": 2}
+    assert divided([]) is None
+
+
+@pytest.mark.parametrize("name", sorted(TINY))
+def test_inputs_are_found_without_numbers(name: str) -> None:
+    """A forward on the meta device gives the groups that a real one does."""
+    architecture = tiny(name)
+    model = architecture.instance().eval()
+    layout = layout_of(model)
+    rewrite.apply(model, layout)
+    batch = architecture.batch(1, 64, CPU, torch.float32)
+    assert building.groups(architecture) == trace_inputs(model, layout.select(model), batch)
+
+
+@pytest.mark.parametrize("name", sorted(TINY))
+def test_a_model_is_built_quantized(name: str, simulated: None) -> None:
+    architecture = tiny(name)
+    model, _ = building.model_of(architecture, Precision.of("w4a4_fp4h:32"), Source(CPU, 0))
+    layers = {n: m for n, m in model.named_modules() if isinstance(m, QuantLinear)}
+    original = architecture.instance()
+    layout = layout_of(original)
+    rewrite.apply(original, layout)
+    selected = layout.select(original)
+    assert layers.keys() == selected.keys()
+    for layer, acts in selected.items():
+        assert layers[layer].input.transform.high == (32 if acts else 0)
+        linear = original.get_submodule(layer)
+        assert layers[layer].out_features == linear.out_features
+        assert (layers[layer].bias is None) == (linear.bias is None)
+    state = model.state_dict()
+    kept = {key: value.shape for key, value in original.state_dict().items() if key in state}
+    assert kept == {key: state[key].shape for key in kept}
+    assert not any(tensor.is_meta for tensor in state.values())
+    with torch.no_grad():
+        output = model(**architecture.batch(2, 64, CPU, torch.bfloat16))[0]
+    assert output.isfinite().all()
+    assert building.stored_bytes(model) < sum(2 * v.numel() for v in original.state_dict().values())
+
+
+def test_fp8_takes_the_linears_whose_inputs_are_quantized() -> None:
+    model = tiny("FluxTransformer2DModel").instance()
+    names = building.block_linears(model, layout_of(model))
+    assert "single_transformer_blocks.0.proj_out" in names  # whole, as torchao has it
+    assert "transformer_blocks.1.ff.net.2" in names
+    assert not any("norm" in name or "embed" in name for name in names)
+    assert "parts" not in " ".join(name for name, _ in model.named_modules())
+
+
+def test_layers(tmp_path: Path, kernels: None) -> None:
+    case = '{tokens:[17],shapes:[[64,16]],layers:[bf16,fp8,"w4a4_fp4h:32",w4a4_fp4h,w4a16_int4]}'
+    few = "{tokens:[1],shapes:[[32,16]],layers:[bf16,w4a16_fp4h]}"
+    content = run(tmp_path, "bench=layer_flux", f"bench.cases=[{case},{few}]", *LITTLE)
+    wide, short = content["rows"]
+    assert wide["name"] == "17x64x16"
+    found = {row["layer"]: row for row in wide["layers"]}
+    if ON_GPU:
+        assert not wide["failed_layers"]
+        assert all(row["graph"]["median_ms"] > 0 for row in found.values())
+    else:
+        assert wide["failed_layers"] == {"fp8": "ValueError: fp8 rows on cpu, allowed is a GPU"}
+        # No FP8 product here, so no rate.
+        assert found["w4a4_fp4h"]["bound_ms"] is None
+    assert list(found) == [
+        "bf16", *(["fp8"] if ON_GPU else []), "w4a4_fp4h:32", "w4a4_fp4h", "w4a16_int4",
+    ]  # fmt: skip
+    assert found["w4a4_fp4h:32"]["by"] == "fp8"
+    assert found["w4a16_int4"]["by"] == "weight_only"
+    for row in found.values():
+        assert row["error"] < 4 * 2.0**-9  # a few roundings of bfloat16
+        assert row["eager"]["repetitions"] == 1
+        assert row["speed_eager"] > 0
+    assert list(wide["parts"]["w4a4_fp4h:32"]) == ["rotate_quantize", "unpack_e4m3", "fp8_linear"]
+    assert list(wide["parts"]["w4a4_fp4h"]) == ["quantize_rows", "unpack_e4m3", "fp8_linear"]
+    assert found["bf16"]["bound_ms"] > 0
+    assert short["layers"][1]["pass_bytes"] == 0  # packed weights are read by the product
+    text = benches.layer_speeds(tmp_path / "out.json")
+    assert "| 17 x 64 x 16 |" in text
+
+
+def test_models(tmp_path: Path, simulated: None) -> None:
+    runs = "eager,compiled,compiled+graph,eager+graph" if ON_GPU else "eager"
+    settings = ('bench.precisions=[bf16,torchao,"w4a4_fp4h:32"]', f"bench.runs=[{runs}]")
+    few = ("bench.size=[64]", "bench.repetitions=1")
+    content = run(tmp_path, "bench=flux", *SMALL, *settings, *few)
+    rows = {row["name"]: row for row in content["rows"] if "failed" not in row}
+    ours = [row for row in rows.values() if row["precision"] == "w4a4_fp4h:32"]
+    assert len(ours) == len(runs.split(","))
+    assert all(row["finite"] for row in rows.values())
+    kinds = {"fp8": 18, "weight_only": 3} if ON_GPU else {"reference": 1}
+    assert ours[0]["linears"] == kinds
+    assert ours[0]["weight_bytes"] < rows["bf16 eager 64 b1"]["weight_bytes"]
+    text = benches.model_speeds(tmp_path / "out.json")
+    assert "| `bf16` | eager |" in text
+
+
+def test_offloading(tmp_path: Path) -> None:
+    rows = ("bench.rows=[bf16 resident,bf16 sequential,bf16 stream]", "bench.unlimited=[]")
+    content = run(tmp_path, "bench=offload", *SMALL, *rows, "bench.size=64", "bench.repetitions=1")
+    assert [row.get("mode", row.get("failed")) for row in content["rows"]] == list(offloading.MODES)
+    assert len({row["weight_bytes"] for row in content["rows"]}) == 1
+    assert "| `bf16` | stream | 24 GB |" in benches.offload_speeds(tmp_path / "out.json")
+
+
+def test_ranks(tmp_path: Path, kernels: None, simulated: None) -> None:
+    layer = ("bench.layer=[3,64,16]", "bench.ranks=[16,32]", "bench.size=64")
+    content = run(tmp_path, "bench=rank", *SMALL, *layer, *LITTLE)
+    of_layer, block = content["rows"]
+    assert [row["layer"] for row in of_layer["layers"]] == ["bf16", "w4a4_fp4h", "w4a4_fp4h:32"]
+    assert "w4a4_fp4h:16" in of_layer["failed_layers"]  # 48 coordinates are left
+    assert block["tokens"] == 24
+    assert "| `w4a4_fp4h:32` |" in benches.rank_costs(tmp_path / "out.json")
+    plot = pytest.importorskip("matplotlib") and __import__(
+        "experiments.bench.plot", fromlist=["draw"]
+    )
+    plot.draw(content).savefig(tmp_path / "rank.png")
+    assert (tmp_path / "rank.png").stat().st_size > 1000
+
+
+def test_quantizing(tmp_path: Path) -> None:
+    few = ("bench.records=2", "bench.size=64")
+    content = run(tmp_path, "bench=quantize_flux", *SMALL, *few, "bench.recipe.rank=32")
+    (row,) = content["rows"]
+    assert row["finished"]
+    assert row["inputs_finished"] == row["inputs"] == len(row["seconds_by_input"])
+    assert {"trace", "statistics", "transform", "rounding"} <= row["stages"].keys()
+    assert row["bytes_after"] < row["bytes_before"]
+    assert row["checkpoint_bytes"] > row["bytes_after"]
+    assert "| `method=dirotq" in benches.quantizing_costs(tmp_path / "out.json")
+
+
+def test_quantizing_in_two_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A spent budget ends a run with what it has; another command goes on from there."""
+    few = ("bench.records=1", "bench.size=64", "bench.recipe.rank=32", "+bench.recipe.rounding=rtn")
+    command = ("bench=quantize_flux", *SMALL, *few, f"bench.workdir={tmp_path / 'work'}")
+    counts = iter([False, False, False, True])
+    with monkeypatch.context() as patched:
+        patched.setattr(Recorder, "spent", lambda _: next(counts))
+        (row,) = run(tmp_path, *command)["rows"]
+    assert (row["finished"], row["inputs_finished"]) == (False, 2)
+    assert "2 of" in benches.quantizing_costs(tmp_path / "out.json")
+    (row,) = run(tmp_path, *command)["rows"]
+    assert row["finished"]
+    assert len(row["earlier_seconds"]) == 1
