@@ -61,16 +61,19 @@ def _unfit(layer: QuantLinear) -> str | None:
     if _kind(layer) == "weight_only":
         if not isinstance(layer.input.transform, Identity):
             return f"a 16-bit input behind a {layer.input.transform.kind} transform"
-        why = None if _decodable(layer.format) else f"weights in {layer.format}"
+        why = _unfit_weight_only(layer.format, layer.in_features)
     else:
         why = _unfit_fp8(layer)
     return why or _unfit_device(layer.codes.device, _kind(layer))
 
 
-def _decodable(fmt: Format) -> bool:
-    if isinstance(fmt, Integer):
-        return fmt.bits == 4 and fmt.symmetric and not fmt.unsigned
-    return fmt.kind in ("nvfp4", "mxfp4", "fp4h")
+def _unfit_weight_only(fmt: Format, width: int) -> str | None:
+    whole = isinstance(fmt, Integer) and fmt.bits == 4 and fmt.symmetric and not fmt.unsigned
+    if not whole and fmt.kind not in ("nvfp4", "mxfp4", "fp4h"):
+        return f"weights in {fmt}"
+    if width % 8 or (fmt.group or width) % 8:
+        return f"{width} inputs in groups of {fmt.group or width}, the kernel needs multiples of 8"
+    return None
 
 
 def _unfit_fp8(layer: QuantLinear) -> str | None:

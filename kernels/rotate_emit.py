@@ -22,9 +22,9 @@ def _row_indices(start, num_rows, ROWS: tl.constexpr):
 
 
 @triton.jit
-def _load_tile(x_ptr, rows, column, width, low, COLUMNS: tl.constexpr):
+def _load_tile(x_ptr, rows, column, stride, low, COLUMNS: tl.constexpr):
     columns = (column + tl.arange(0, COLUMNS))[None, :]
-    return tl.load(x_ptr + rows[:, None] * width + columns, mask=columns < low, other=0.0)
+    return tl.load(x_ptr + rows[:, None] * stride + columns, mask=columns < low, other=0.0)
 
 
 @triton.jit
@@ -125,6 +125,7 @@ def rotate_kernel(
     a_ptr,
     num_rows,
     width,
+    stride,  # from a row of x to the next
     rank,
     tiles,  # of a program
     KIND: tl.constexpr,
@@ -158,7 +159,7 @@ def rotate_kernel(
         else:
             row = tile * ROWS
             rows = _row_indices(row, num_rows, ROWS)
-        x = _load_tile(x_ptr, rows, column, width, width - rank, COLUMNS)
+        x = _load_tile(x_ptr, rows, column, stride, width - rank, COLUMNS)
         sums = product(tl.zeros((ROWS, COLUMNS), tl.float32), x, hadamard, TERMS, TYPE)
         for part in range(0, 1 if WHOLE else rank, RANKS):
             if ACROSS or not WHOLE:

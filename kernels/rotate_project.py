@@ -115,6 +115,7 @@ def _partial_sums(
     ranks,
     num_rows,
     width,
+    stride,
     rank,
     first_step,
     steps,
@@ -130,7 +131,7 @@ def _partial_sums(
         columns = step * DEPTH + tl.arange(0, DEPTH)
         inside = columns < width
         x = tl.load(
-            x_ptr + rows[:, None] * width + columns[None, :],
+            x_ptr + rows[:, None] * stride + columns[None, :],
             mask=(rows < num_rows)[:, None] & inside[None, :],
             other=0.0,
         )
@@ -156,6 +157,7 @@ def project_kernel(
     mix_ptr,
     num_rows,
     width,
+    stride,  # from a row of x to the next
     rank,
     splits,
     steps,  # of DEPTH columns, in a split
@@ -179,8 +181,10 @@ def project_kernel(
         split = program % splits
         rows = (program // splits * ROWS + tl.arange(0, ROWS)).to(tl.int64)
         ranks = part * RANKS + tl.arange(0, RANKS)
-        source = (x_ptr, subspace_ptr, rows, ranks, num_rows, width, rank, split * steps, steps)
-        total, energy = _partial_sums(*source, ROWS, DEPTH, RANKS, TERMS, TYPE)
+        source = (x_ptr, subspace_ptr, rows, ranks, num_rows, width, stride, rank)
+        total, energy = _partial_sums(
+            *source, split * steps, steps, ROWS, DEPTH, RANKS, TERMS, TYPE
+        )
         present = rows < num_rows
         rows += split.to(tl.int64) * num_rows
         inside = present[:, None] & (ranks < rank)[None, :]
@@ -237,6 +241,7 @@ def combine_kernel(
     scale_ptr,
     num_rows,
     width,
+    stride,
     rank,
     splits,
     energy_bound,  # |low|² + |high|² is at most |x|² times this
@@ -261,7 +266,7 @@ def combine_kernel(
         energy += tl.load(energy_ptr + places, mask=present, other=0.0)
     low = width - rank
     reflected = tl.load(
-        x_ptr + rows[:, None] * width + (low + ranks)[None, :], mask=inside, other=0.0
+        x_ptr + rows[:, None] * stride + (low + ranks)[None, :], mask=inside, other=0.0
     )
     if SCALED:
         projected *= _load_scales(subspace_scales_ptr, ranks, rank)

@@ -84,7 +84,7 @@ def launch(
     kind: str,
 ) -> tuple[Tensor, Tensor]:
     """`rotate_quantize` of checked arguments by a plan whose `columns` are not below `block`."""
-    x = x.reshape(-1, x.shape[-1]).contiguous()
+    x = in_rows(x)
     (rows, width), rank = x.shape, subspace.shape[1]
     a = torch.empty((rows, width + 2 * rank), dtype=torch.float8_e4m3fn, device=x.device)
     scale = torch.empty((rows, 1), dtype=torch.float32, device=x.device)
@@ -100,13 +100,19 @@ def launch(
     tensors = (x, sums, energy, subspace_scales, correction_scales, reflected, a, scale)
     factors = (1.0 + slack + _MARGIN, 1.0 / _TOPS[kind], 2.0**-HIGH_SHIFT)
     combine_kernel[(triton.cdiv(rows, combined),)](
-        *(*tensors, rows, width, rank, sums.shape[0], *factors),
+        *(*tensors, rows, width, x.stride(0), rank, sums.shape[0], *factors),
         SCALED=subspace_scales is not None,
         ROWS=combined,
         RANKS=padded,
     )
     _emit(plan, x, reflected, mix, scale, a, KIND=kind, **shared)
     return a, scale
+
+
+def in_rows(x: Tensor) -> Tensor:
+    """`x` [..., K] as [M, K] whose rows may lie apart, each in one piece: a part of a wider tensor is not copied."""
+    x = x.reshape(-1, x.shape[-1])
+    return x if x.stride(1) == 1 else x.contiguous()
 
 
 def _project(
@@ -131,7 +137,7 @@ def _project(
     mix = torch.empty(shape, dtype=torch.bfloat16, device=device)
     tensors = (x, subspace.contiguous(), correction.contiguous(), signs.contiguous())
     project_kernel[(fold_tiles + row_tiles * splits, parts)](
-        *(*tensors, sums, energy, mix, rows, width, rank, splits, each, fold_tiles),
+        *(*tensors, sums, energy, mix, rows, width, x.stride(0), rank, splits, each, fold_tiles),
         ROWS=plan.project_rows,
         DEPTH=plan.project_depth,
         RANKS=ranks,
@@ -160,7 +166,7 @@ def _emit(
     if x.is_cuda:
         constants["maxnreg"] = plan.registers
     rotate_kernel[(outer, triton.cdiv(inner, tiles))](
-        *(x, reflected, mix, scale, a, rows, width, rank, tiles),
+        *(x, reflected, mix, scale, a, rows, width, x.stride(0), rank, tiles),
         ROWS=plan.rows,
         ACROSS=plan.across,
         RANKS=ranks,

@@ -99,7 +99,9 @@ def check(
 def test_codes_are_the_formats(shape: tuple[int, int, int, int, int], kind: str) -> None:
     rows, low, rank, block, bits = shape
     x = draw(rows, low + rank, seed=rows) * draw(rows, 1, seed=5).exp()
-    assert check(build(low, rank, block, bits), x.bfloat16(), kind) < 1e-3
+    # A tensor core's sums of thousands are not rounded at every step, so that ties are missed by more than in float32.
+    most = 1e-3 if kind == "fp4h" else 5e-3
+    assert check(build(low, rank, block, bits), x.bfloat16(), kind) < most
 
 
 @pytest.mark.parametrize(
@@ -272,7 +274,20 @@ def test_work_is_shared_in_full_waves() -> None:
 def test_large_shapes(shape: tuple[int, int, int, int, int], kind: str) -> None:
     rows, low, rank, block, bits = shape
     x = draw(rows, low + rank, seed=14) * draw(1, low + rank, seed=15).exp()
-    assert check(build(low, rank, block, bits), x.bfloat16(), kind) < 1e-3
+    # A tensor core's sums of thousands are not rounded at every step, so that ties are missed by more than in float32.
+    most = 1e-3 if kind == "fp4h" else 5e-3
+    assert check(build(low, rank, block, bits), x.bfloat16(), kind) < most
+
+
+def test_rows_that_lie_apart() -> None:
+    """A part of a wider tensor's columns is read where it is."""
+    compact = build(64, 16)
+    wide = draw(17, 200).bfloat16().to(DEVICE)
+    tail = (transform_slack(compact), 64, "fp4h")
+    a, scale = rotate_quantize(wide[:, 40:120], *arguments(compact), *tail)
+    same, same_scale = rotate_quantize(wide[:, 40:120].contiguous(), *arguments(compact), *tail)
+    assert torch.equal(a.view(torch.uint8), same.view(torch.uint8))
+    assert torch.equal(scale, same_scale)
 
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="7 GB")
