@@ -164,6 +164,11 @@ BLOCKS = (
     Block("methods", "emoji-full", partial(_pivot, order="psnr", columns="bits", metric="psnr")),
     Block("paired", "paired.json", partial(_paired, baseline="svdquant")),
     Block("rank", "rank", partial(_pivot, order="rank", columns="basis", metric="psnr")),
+    Block(
+        "basis_rotation",
+        "basis_rotation",
+        partial(_rows, order="psnr", metrics=("psnr", "ssim", "emoji_perceptual")),
+    ),
     Block("bits", "bits", partial(_rows, order="psnr", metrics=_METRICS)),
     Block("bench_layers", "bench/layer_flux.json", benches.layer_speeds),
     Block("bench_layers_pixart", "bench/layer_pixart.json", benches.layer_speeds),
