@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from dirotq.backend import FP8Linear
 from dirotq.calibrate import trace_inputs
 from dirotq.config import config_folder
 from dirotq.linear import QuantLinear
@@ -227,6 +228,18 @@ def test_a_model_is_built_quantized(name: str, simulated: None) -> None:
         output = model(**architecture.batch(2, 64, CPU, torch.bfloat16))[0]
     assert output.isfinite().all()
     assert building.stored_bytes(model) < sum(2 * v.numel() for v in original.state_dict().values())
+
+
+def test_compiled_blocks_share_a_graph(kernels: None) -> None:
+    """torch.compile makes a graph for every number that differs between blocks, and there is a limit to them."""
+    device = torch.device("cuda" if ON_GPU else "cpu")
+    architecture = Architecture("FluxTransformer2DModel", FLUX, 8)
+    model, by = building.model_of(architecture, Precision.of("w4a4_fp4h:32"), Source(device, 0))
+    assert set(by.values()) == {"fp8", "weight_only"}
+    layers = [module for module in model.modules() if isinstance(module, QuantLinear)]
+    sources = {layer.kernel.source for layer in layers if isinstance(layer.kernel, FP8Linear)}
+    assert len(sources) > 5
+    assert len({source.slack for source in sources}) == 1
 
 
 def test_fp8_takes_the_linears_whose_inputs_are_quantized() -> None:
