@@ -307,13 +307,14 @@ def test_offloading(tmp_path: Path) -> None:
 
 
 def test_ranks(tmp_path: Path, kernels: None, simulated: None) -> None:
-    layer = ("bench.layer=[3,64,16]", "bench.ranks=[16,32]", "bench.size=64")
+    layer = ("bench.layer=[3,64,16]", "bench.ranks=[16]", "bench.size=64")
     content = run(tmp_path, "bench=rank", *SMALL, *layer, *LITTLE)
     of_layer, block = content["rows"]
-    assert [row["layer"] for row in of_layer["layers"]] == ["bf16", "w4a4_fp4h", "w4a4_fp4h:32"]
+    assert [row["layer"] for row in of_layer["layers"]] == ["bf16", "w4a4_fp4h"]
     assert "w4a4_fp4h:16" in of_layer["failed_layers"]  # 48 coordinates are left
     assert block["tokens"] == 24
-    assert "| `w4a4_fp4h:32` |" in benches.rank_costs(tmp_path / "out.json")
+    assert [row["rank"] for row in block["layers"]] == [0, 0, 16]
+    assert "| `w4a4_fp4h:16` | - |" in benches.rank_costs(tmp_path / "out.json")
     plot = pytest.importorskip("matplotlib") and __import__(
         "experiments.bench.plot", fromlist=["draw"]
     )
