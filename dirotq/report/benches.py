@@ -100,7 +100,8 @@ def model_speeds(source: Path) -> str:
         lines.append(_line(cells))
     note = (
         "One forward of the transformer; speed against bf16 run in the same way; peak: most memory allocated during a "
-        "forward, the model included. The last columns divide one forward's kernels, in milliseconds."
+        "forward, the model included."
+        + (" The last columns divide one forward's kernels, in milliseconds." if kinds else "")
     )
     return "\n".join([*lines, "", note, *_failures(content), "", _origin(content, source)]) + "\n"
 
