@@ -47,6 +47,10 @@ def set_backend(model: nn.Module, backend: str = "auto") -> dict[str, str]:
             layer.kernel = FP8Linear(layer, inputs.setdefault(layer.input, FP8Input(layer.input)))
         elif chosen[name] == "weight_only":
             layer.kernel = WeightOnly()
+    # The largest is a bound for each. torch.compile would make a graph for every number.
+    slack = max((source.slack for source in inputs.values()), default=0.0)
+    for source in inputs.values():
+        source.slack = slack
     return chosen
 
 

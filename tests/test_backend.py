@@ -10,6 +10,8 @@ import dirotq
 from dirotq.linear import QuantLinear
 
 pytest.importorskip("triton")
+from dirotq_kernels.transform_slack import transform_slack
+
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 FP8 = ("bits=w4a4_fp4h", "protect=fp8x2", "rank=16", "rounding=rtn")
 
@@ -125,6 +127,16 @@ def test_nothing_stored_changes_and_the_definition_comes_back() -> None:
         assert model.gate.kernel.row_scales.dtype == torch.float32
         dirotq.set_backend(model, "reference")
         assert torch.equal(model(x), wanted)
+
+
+def test_all_inputs_share_the_largest_slack() -> None:
+    """A float that differed would make torch.compile build a graph for every block of a model."""
+    model, _ = build(*FP8)
+    dirotq.set_backend(model, "triton")
+    sources = (model.gate.kernel.source, model.down.kernel.source)
+    own = [transform_slack(source.source.transform) for source in sources]
+    assert own[0] != own[1]
+    assert [source.slack for source in sources] == [max(own)] * 2
 
 
 def test_compiles_to_one_graph() -> None:

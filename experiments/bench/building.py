@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 import dirotq
-from dirotq.backend import FP8Linear, set_backend
+from dirotq.backend import set_backend
 from dirotq.calibrate import Members, trace_inputs
 from dirotq.formats import FP8x2
 from dirotq.linear import InputSpec, QuantLinear, build
@@ -198,17 +198,7 @@ def model_of(
         for name, layer in layers.items():
             model.set_submodule(name, layer)
     source.materialize(model)
-    by = set_backend(model, "auto")
-    _share_slack(model)
-    return model, by
-
-
-def _share_slack(model: nn.Module) -> None:
-    """Give every input the largest slack of all, a bound for each: torch.compile makes a graph for every number."""
-    kernels = [module.kernel for module in model.modules() if isinstance(module, QuantLinear)]
-    sources = [kernel.source for kernel in kernels if isinstance(kernel, FP8Linear)]
-    for source in sources:
-        source.slack = max(other.slack for other in sources)
+    return model, set_backend(model, "auto")
 
 
 def groups(architecture: Architecture) -> list[Members]:
