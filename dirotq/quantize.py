@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -22,7 +21,7 @@ from dirotq.methods import Method, Ranked
 from dirotq.models import Layout, layout_of, rewrite
 from dirotq.passes import Batches
 from dirotq.recipes import Recipe
-from dirotq.reports import LayerReport, Report
+from dirotq.reports import LayerReport, Report, snr_db
 from dirotq.sources import Means, Source
 from dirotq.stopwatch import Stopwatch
 from dirotq.transforms import Identity
@@ -74,22 +73,7 @@ def quantize(
         clock.lap("resume")
         job = _Job(model, recipe, layout, selected, home, shelf, clock)
         done = job.finish_all(source, progress)
-        layers = {name: layer for entry in done for name, layer in entry.layers.items()}
-        missing = sorted(set(selected) - set(layers))
-        if missing and layout.strict:
-            raise ValueError(f"layer {missing[0]}: the calibration statistics do not cover it")
-        dtype = next(model.parameters()).dtype
-        for name, layer in layers.items():
-            model.set_submodule(name, layer)
-        describe(
-            model,
-            recipe,
-            layers,
-            checksums={name: its for entry in done for name, its in entry.checksums.items()},
-            calibration=calibrate.fingerprint(entry.statistics for entry in done),
-            dtype=dtype,
-            rewrites=rewrites,
-        )
+        layers = job.install(done, rewrites)
     clock.lap("store")
     return _summary([row for entry in done for row in entry.rows], layers, clock)
 
@@ -124,6 +108,28 @@ class _Job:
                     # Nothing else refers to them: their memory is free before the next ones are made.
                     done[name] = self._finish(next(statistics))
         return [done[name] for name in names if name in done]
+
+    def install(
+        self, done: Sequence[resume.Finished], rewrites: rewrite.Record
+    ) -> dict[str, QuantLinear]:
+        """Put the quantized linears in place, all of them or none, and say in the model what they are."""
+        layers = {name: layer for entry in done for name, layer in entry.layers.items()}
+        missing = sorted(set(self.selected) - set(layers))
+        if missing and self.layout.strict:
+            raise ValueError(f"layer {missing[0]}: the calibration statistics do not cover it")
+        dtype = next(self.model.parameters()).dtype
+        for name, layer in layers.items():
+            self.model.set_submodule(name, layer)
+        describe(
+            self.model,
+            self.recipe,
+            layers,
+            checksums={name: its for entry in done for name, its in entry.checksums.items()},
+            calibration=calibrate.fingerprint(entry.statistics for entry in done),
+            dtype=dtype,
+            rewrites=rewrites,
+        )
+        return layers
 
     def _finish(self, inputs: InputStatistics) -> resume.Finished:
         """Quantize the linears that read one input."""
@@ -288,12 +294,3 @@ def _summary(
         stages=clock.seconds,
         peak_bytes=clock.peak_bytes(),
     )
-
-
-def snr_db(signal: Tensor, approximation: Tensor) -> float:
-    """10 log10 of the signal's energy over that of the error, computed in float64; inf when they are equal."""
-    noise = (signal.double() - approximation.double()).square().sum().item()
-    energy = signal.double().square().sum().item()
-    if noise == 0:
-        return math.inf
-    return 10 * math.log10(energy / noise) if energy else -math.inf

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
+
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -37,3 +40,12 @@ class Report:
     seconds: float
     stages: dict[str, float] = field(default_factory=dict)
     peak_bytes: int = 0
+
+
+def snr_db(signal: Tensor, approximation: Tensor) -> float:
+    """10 log10 of the signal's energy over that of the error, computed in float64; inf when they are equal."""
+    noise = (signal.double() - approximation.double()).square().sum().item()
+    energy = signal.double().square().sum().item()
+    if noise == 0:
+        return math.inf
+    return 10 * math.log10(energy / noise) if energy else -math.inf

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from dirotq_kernels.rotate_plan import Plan, choose, share
+from dirotq_kernels.rotate_plan import Plan, choose
 from dirotq_kernels.rotate_quantize import launch, rotate_quantize, rotate_quantize_ref
 from dirotq_kernels.transform_slack import transform_slack
 from torch import Tensor
@@ -257,13 +257,6 @@ def test_slack_is_the_most_that_a_vector_grows(low: int, rank: int, bits: int) -
     matrix = torch.cat(compact.online(torch.eye(low + rank, dtype=torch.float64)), dim=1)
     growth = float(torch.linalg.matrix_norm(matrix, 2)) ** 2 - 1
     assert growth <= transform_slack(compact) <= growth + 2.0**-29
-
-
-def test_work_is_shared_in_full_waves() -> None:
-    for outer, inner, slots in [(47, 72, 528), (191, 72, 528), (1, 47, 264), (36, 48, 264)]:
-        each = share(outer, inner, slots, inner)
-        waves = -(-outer * -(-inner // each) // slots)
-        assert waves * each * slots <= 1.5 * outer * inner + slots
 
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="slow in the interpreter")
