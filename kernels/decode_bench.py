@@ -5,12 +5,9 @@ python kernels/decode_bench.py results.json
 
 from __future__ import annotations
 
-import json
-import sys
-
 import dirotq_kernels.decode as module
 import torch
-import triton
+from dirotq_kernels.benching import copy_speed, median, say, write
 from dirotq_kernels.decode import decode, decode_ref
 
 # N, K of FLUX.1, its modulations first, and of PixArt-Sigma.
@@ -22,29 +19,25 @@ BLOCKS = (128, 256, 512)
 
 def main() -> None:
     """Write medians in microseconds: the kernel at each block size, the reference, and the bound."""
-    bandwidth = _copy_bandwidth()
+    speed = copy_speed()
     rows = []
     for n, k in SHAPES:
         for kind, group in GROUPS.items():
             parts = random_weight(n, k, kind, group)
             args = (*parts, kind, group, k)
             moved = sum(t.nbytes for t in parts if t is not None) + 2 * n * k
-            row = {"n": n, "k": k, "kind": kind, "bound_us": round(1e6 * moved / bandwidth, 2)}
+            row = {"n": n, "k": k, "kind": kind, "bound_us": round(1e6 * moved / speed, 2)}
             for block in BLOCKS:
                 module._BLOCK = block
-                row[f"block_{block}_us"] = _median(lambda args=args: decode(*args))
-            row["reference_us"] = _median(lambda args=args: decode_ref(*args))
+                row[f"block_{block}_us"] = median(lambda args=args: decode(*args))
+            row["reference_us"] = median(lambda args=args: decode_ref(*args))
             rows.append(row)
-            print(row, flush=True)  # noqa: T201
-    document = {
-        "device": torch.cuda.get_device_name(),
-        "versions": {"torch": torch.__version__, "triton": triton.__version__},
-        "what": "packed 4-bit weights to bfloat16; medians; bound: their bytes at the speed of a copy",
-        "copy_gb_per_s": round(bandwidth / 1e9, 1),
-        "rows": rows,
-    }
-    with open(sys.argv[1], "w", encoding="utf-8") as file:
-        json.dump(document, file, indent=2)
+            say(row)
+    write(
+        "packed 4-bit weights to bfloat16; medians; bound: their bytes at the speed of a copy",
+        rows,
+        copy_bytes_per_second=speed,
+    )
 
 
 def random_weight(
@@ -61,17 +54,6 @@ def random_weight(
     if kind == "nvfp4":
         return codes, scales.view(torch.float8_e4m3fn), base
     return codes, scales, base if kind == "fp4h" else None
-
-
-def _copy_bandwidth() -> float:
-    """Bytes a second, read and written, of a copy of 512 MB."""
-    source = torch.empty(1 << 29, dtype=torch.uint8, device="cuda")
-    target = torch.empty_like(source)
-    return 2 * source.nbytes / (1e-6 * _median(lambda: target.copy_(source)))
-
-
-def _median(run) -> float:
-    return round(1000 * triton.testing.do_bench(run, return_mode="median"), 2)
 
 
 if __name__ == "__main__":

@@ -5,11 +5,8 @@ python kernels/fp4_quantize_bench.py results.json
 
 from __future__ import annotations
 
-import json
-import sys
-
 import torch
-import triton
+from dirotq_kernels.benching import median, write
 from dirotq_kernels.fp4_quantize import fp4_quantize, fp4_quantize_ref
 
 SHAPES = [(8192, 320), (8192, 1152), (4608, 3072), (4608, 12288), (4608, 15360)]
@@ -22,12 +19,10 @@ def main() -> None:
     for tokens, width in SHAPES:
         x = torch.randn(tokens, width, device="cuda")
         target = torch.empty_like(x)
-        copy = _median(lambda x=x, target=target: target.copy_(x))
+        copy = median(lambda x=x, target=target: target.copy_(x))
         for kind, group in GROUPS.items():
-            kernel = _median(lambda x=x, group=group, kind=kind: fp4_quantize(x, group, kind))
-            reference = _median(
-                lambda x=x, group=group, kind=kind: fp4_quantize_ref(x, group, kind)
-            )
+            kernel = median(lambda x=x, group=group, kind=kind: fp4_quantize(x, group, kind))
+            reference = median(lambda x=x, group=group, kind=kind: fp4_quantize_ref(x, group, kind))
             rows.append(
                 {
                     "kind": kind,
@@ -39,18 +34,10 @@ def main() -> None:
                     "copy_us": copy,
                 }
             )
-    document = {
-        "device": torch.cuda.get_device_name(),
-        "versions": {"torch": torch.__version__, "triton": triton.__version__},
-        "what": "nvfp4 (a base for each row), mxfp4 and fp4h, float32 in and out; medians",
-        "rows": rows,
-    }
-    with open(sys.argv[1], "w", encoding="utf-8") as file:
-        json.dump(document, file, indent=2)
-
-
-def _median(run) -> float:
-    return round(1000 * triton.testing.do_bench(run, return_mode="median"), 2)
+    write(
+        "nvfp4 (a base for each row), mxfp4 and fp4h, float32 in and out; medians",
+        rows,
+    )
 
 
 if __name__ == "__main__":

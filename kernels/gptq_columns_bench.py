@@ -8,14 +8,13 @@ With `shapes`, programs of several sizes are timed and printed; the launcher's c
 from __future__ import annotations
 
 import importlib
-import json
 import sys
 import time
 from typing import Any
 
 import torch
-import triton
 from dirotq_kernels import gptq_columns as module
+from dirotq_kernels.benching import copy_speed, median, say, write
 from dirotq_kernels.gptq_columns import gptq_columns
 from torch import Tensor
 
@@ -39,24 +38,20 @@ def main() -> None:
     rounding = importlib.import_module("dirotq.rounding.gptq")
     if "shapes" in sys.argv:
         _shapes(rounding)
-    bandwidth = _bandwidth()
+    speed = copy_speed()
     rows = []
     for width, outputs in LAYERS:
         for fmt in FORMATS:
-            rows.append(_row(rounding, width, outputs, fmt, bandwidth))
-            print(rows[-1], flush=True)  # noqa: T201
-    document = {
-        "device": torch.cuda.get_device_name(),
-        "versions": {"torch": torch.__version__, "triton": triton.__version__},
-        "what": f"blocks of {COLUMNS} columns, medians; whole matrices, lazy updates included, the better of two",
-        "copy_gbps": round(bandwidth / 1e9, 1),
-        "rows": rows,
-    }
-    with open(sys.argv[1], "w", encoding="utf-8") as file:
-        json.dump(document, file, indent=2)
+            rows.append(_row(rounding, width, outputs, fmt, speed))
+            say(rows[-1])
+    write(
+        f"blocks of {COLUMNS} columns, medians; whole matrices, lazy updates included, the better of two",
+        rows,
+        copy_bytes_per_second=speed,
+    )
 
 
-def _row(rounding: Any, width: int, outputs: int, fmt: Format, bandwidth: float) -> dict[str, Any]:
+def _row(rounding: Any, width: int, outputs: int, fmt: Format, speed: float) -> dict[str, Any]:
     columns, feedback, step, zero = _problem(width, outputs, fmt)
     kernel = rounding._kernel_arguments(fmt)
     block = [None if x is None else x[:COLUMNS] for x in (columns, columns, step, zero)]
@@ -67,9 +62,9 @@ def _row(rounding: Any, width: int, outputs: int, fmt: Format, bandwidth: float)
         "format": repr(fmt),
         "width": width,
         "outputs": outputs,
-        "block_us": _median(lambda: gptq_columns(*block, *kernel)),
+        "block_us": median(lambda: gptq_columns(*block, *kernel)),
         "block_arithmetic_us": round(1e6 * operations / FLOAT64_PER_SECOND, 2),
-        "block_bytes_us": round(1e6 * moved / bandwidth, 2),
+        "block_bytes_us": round(1e6 * moved / speed, 2),
     }
     for name, used in (("ms", True), ("without_ms", False)):
         rounding._takes_kernel = lambda x, used=used: used
@@ -101,15 +96,8 @@ def _shapes(rounding: Any) -> None:
             inputs += kind == "e2m1", module._range(bits, signed)
             for rows in (1, 2, 4, 8, 16):
                 for warps in (1, 2, 4):
-                    found = _median(lambda i=inputs, r=rows, w=warps: module._launch(*i, r, w))
+                    found = median(lambda i=inputs, r=rows, w=warps: module._launch(*i, r, w))
                     print(outputs, repr(fmt), rows, warps, found, flush=True)  # noqa: T201
-
-
-def _bandwidth() -> float:
-    """Bytes a second, read and written, of a large copy."""
-    a = torch.randn(1 << 28, device="cuda")
-    b = torch.empty_like(a)
-    return 2 * 4.0 * a.numel() / (1e-6 * _median(lambda: b.copy_(a)))
 
 
 def _once(run) -> float:
@@ -122,10 +110,6 @@ def _once(run) -> float:
         torch.cuda.synchronize()
         times.append(1000 * (time.perf_counter() - start))
     return round(min(times), 2)
-
-
-def _median(run) -> float:
-    return round(1000 * triton.testing.do_bench(run, return_mode="median"), 2)
 
 
 if __name__ == "__main__":

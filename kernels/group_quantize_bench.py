@@ -5,11 +5,8 @@ python kernels/group_quantize_bench.py results.json
 
 from __future__ import annotations
 
-import json
-import sys
-
 import torch
-import triton
+from dirotq_kernels.benching import median, write
 from dirotq_kernels.group_quantize import group_quantize, group_quantize_ref
 
 SHAPES = [(8192, 320), (8192, 1152), (4608, 3072), (4608, 12288)]
@@ -21,9 +18,9 @@ def main() -> None:
     for tokens, width in SHAPES:
         x = torch.randn(tokens, width, device="cuda")
         target = torch.empty_like(x)
-        kernel = _median(lambda x=x: group_quantize(x, 64, 4, False))
-        reference = _median(lambda x=x: group_quantize_ref(x, 64, 4, False))
-        copy = _median(lambda x=x, target=target: target.copy_(x))
+        kernel = median(lambda x=x: group_quantize(x, 64, 4, False))
+        reference = median(lambda x=x: group_quantize_ref(x, 64, 4, False))
+        copy = median(lambda x=x, target=target: target.copy_(x))
         rows.append(
             {
                 "tokens": tokens,
@@ -33,18 +30,10 @@ def main() -> None:
                 "copy_us": copy,
             }
         )
-    document = {
-        "device": torch.cuda.get_device_name(),
-        "versions": {"torch": torch.__version__, "triton": triton.__version__},
-        "what": "int4 asymmetric, group 64, float32 in and out; medians",
-        "rows": rows,
-    }
-    with open(sys.argv[1], "w", encoding="utf-8") as file:
-        json.dump(document, file, indent=2)
-
-
-def _median(run) -> float:
-    return round(1000 * triton.testing.do_bench(run, return_mode="median"), 2)
+    write(
+        "int4 asymmetric, group 64, float32 in and out; medians",
+        rows,
+    )
 
 
 if __name__ == "__main__":

@@ -5,13 +5,9 @@ python kernels/quantize_rows_bench.py results.json
 
 from __future__ import annotations
 
-import json
-import sys
-
 import dirotq_kernels.quantize_rows as module
 import torch
-import triton
-from dirotq_kernels.rotate_quantize_bench import copy_speed, timed
+from dirotq_kernels.benching import copy_speed, say, timed, write
 
 SHAPES = [(4608, 3072), (4608, 12288), (8192, 1152), (8192, 4608)]
 # Values a program, and a warp.
@@ -36,16 +32,12 @@ def main() -> None:
                     [lambda x=x, kind=kind: module.quantize_rows(x, kind) for x in inputs]
                 )
             rows.append(row)
-            print(row, flush=True)  # noqa: T201
-    document = {
-        "device": torch.cuda.get_device_name(),
-        "versions": {"torch": torch.__version__, "triton": triton.__version__},
-        "what": "quantize_rows of bfloat16, medians in a CUDA graph over inputs that do not fit the cache",
-        "copy_bytes_per_second": speed,
-        "rows": rows,
-    }
-    with open(sys.argv[1], "w", encoding="utf-8") as file:
-        json.dump(document, file, indent=2)
+            say(row)
+    write(
+        "quantize_rows of bfloat16, medians in a CUDA graph over inputs that do not fit the cache",
+        rows,
+        copy_bytes_per_second=speed,
+    )
 
 
 if __name__ == "__main__":

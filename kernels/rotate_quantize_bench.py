@@ -5,8 +5,6 @@ python kernels/rotate_quantize_bench.py results.json
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -14,6 +12,7 @@ from typing import Any
 
 import torch
 import triton
+from dirotq_kernels.benching import copy_speed, timed, write
 from dirotq_kernels.rotate_plan import Plan, choose
 from dirotq_kernels.rotate_quantize import launch
 
@@ -44,26 +43,6 @@ EMIT = [
     {**ACROSS, "columns": 128, "stages": 1, "resident": 1, "registers": 255},
     {"across": True, "columns": 128, "rows": 64, "warps": 4, "resident": 2, "registers": 255},
 ]
-
-
-def timed(calls: Sequence[Callable[[], Any]]) -> float:
-    """Median microseconds of one of `calls`, which all do the same with other inputs, inside a CUDA graph."""
-    for call in calls:
-        call()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        kept = [call() for call in calls]
-    milliseconds = triton.testing.do_bench(graph.replay, warmup=50, rep=200, return_mode="median")
-    del kept
-    return round(1000 * float(milliseconds) / len(calls), 2)
-
-
-def copy_speed() -> float:
-    """Bytes a second of a large copy, read and written."""
-    source = torch.randn(1 << 28, device="cuda")
-    target = torch.empty_like(source)
-    return 2e6 * source.nbytes / timed([lambda: target.copy_(source)])
 
 
 def draw(tokens: int, width: int, rank: int) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
@@ -135,15 +114,11 @@ def main() -> None:
         print({key: value for key, value in row.items() if key != "plans"})  # noqa: T201
         for plan in sorted(row["plans"], key=lambda plan: str(plan["us"]).zfill(12)):
             print("   ", plan)  # noqa: T201
-    document = {
-        "device": torch.cuda.get_device_name(),
-        "versions": {"torch": torch.__version__, "triton": triton.__version__},
-        "what": "rotate_quantize of bfloat16, medians in a CUDA graph over inputs that do not fit the cache",
-        "copy_bytes_per_second": speed,
-        "rows": rows,
-    }
-    with open(sys.argv[1], "w", encoding="utf-8") as file:
-        json.dump(document, file, indent=2)
+    write(
+        "rotate_quantize of bfloat16, medians in a CUDA graph over inputs that do not fit the cache",
+        rows,
+        copy_bytes_per_second=speed,
+    )
 
 
 if __name__ == "__main__":

@@ -7,12 +7,11 @@ With `shapes`, block shapes of every width are timed and printed; the launcher's
 
 from __future__ import annotations
 
-import json
 import sys
 
 import torch
-import triton
 from dirotq_kernels import second_moment as module
+from dirotq_kernels.benching import copy_speed, median, say, write
 from dirotq_kernels.second_moment import mirror_, second_moment_
 
 ROWS = 4608
@@ -27,21 +26,17 @@ def main() -> None:
     """Write medians in microseconds, beside the two bounds: the products at cuBLAS' rate, and the total's bytes."""
     if "shapes" in sys.argv:
         _shapes()
-    rate, bandwidth = _rate(), _bandwidth()
-    rows = [_row(width, dtype, rate, bandwidth) for dtype in module._TERMS for width in WIDTHS]
-    document = {
-        "device": torch.cuda.get_device_name(),
-        "versions": {"torch": torch.__version__, "triton": triton.__version__},
-        "what": f"{ROWS} rows, float64 totals; medians; errors over sqrt(S_ii S_jj) of 8 columns",
-        "bf16_tflops": round(rate / 1e12, 1),
-        "copy_gbps": round(bandwidth / 1e9, 1),
-        "rows": rows,
-    }
-    with open(sys.argv[1], "w", encoding="utf-8") as file:
-        json.dump(document, file, indent=2)
+    rate, speed = _rate(), copy_speed()
+    rows = [_row(width, dtype, rate, speed) for dtype in module._TERMS for width in WIDTHS]
+    write(
+        f"{ROWS} rows, float64 totals; medians; errors over sqrt(S_ii S_jj) of 8 columns",
+        rows,
+        bf16_tflops=round(rate / 1e12, 1),
+        copy_bytes_per_second=speed,
+    )
 
 
-def _row(width: int, dtype: torch.dtype, rate: float, bandwidth: float) -> dict[str, object]:
+def _row(width: int, dtype: torch.dtype, rate: float, speed: float) -> dict[str, object]:
     x = torch.randn(ROWS, width, device="cuda").to(dtype)
     total = torch.zeros(width, width, dtype=torch.float64, device="cuda")
     second_moment_(total, x)
@@ -49,24 +44,24 @@ def _row(width: int, dtype: torch.dtype, rate: float, bandwidth: float) -> dict[
     expected = x.double().T @ x[:, :8].double()
     # Below its first 8 rows these columns are computed whole.
     error = ((total[:, :8] - expected).abs() / (sizes[:, None] * sizes[:8]))[8:]
-    kernel = _median(lambda: second_moment_(total, x))
-    mirror = _median(lambda: mirror_(total))
-    torch_time = _median(lambda: total.add_((x.float().T @ x.float()).double()))
+    kernel = median(lambda: second_moment_(total, x))
+    mirror = median(lambda: mirror_(total))
+    torch_time = median(lambda: total.add_((x.float().T @ x.float()).double()))
     products = module._TERMS[dtype] * (module._TERMS[dtype] + 1) // 2
     row = {
         "dtype": str(dtype),
         "width": width,
         "kernel_us": kernel,
         "bound_us": round(1e6 * max(
-            products * ROWS * width * (width + 1) / rate, 8 * width * (width + 1) / bandwidth
+            products * ROWS * width * (width + 1) / rate, 8 * width * (width + 1) / speed
         ), 2),
         "mirror_us": mirror,
-        "mirror_bound_us": round(8e6 * width * (width - 1) / bandwidth, 2),
+        "mirror_bound_us": round(8e6 * width * (width - 1) / speed, 2),
         "float32_product_us": torch_time,
         "error_max": float(error.max()),
         "error_rms": float(error.square().mean().sqrt()),
     }  # fmt: skip
-    print(row, flush=True)  # noqa: T201
+    say(row)
     return row
 
 
@@ -76,25 +71,14 @@ def _shapes() -> None:
             x = torch.randn(ROWS, width, device="cuda").to(dtype)
             total = torch.zeros(width, width, dtype=torch.float64, device="cuda")
             for tile in TILES:
-                time = _median(lambda x=x, total=total, tile=tile: module._launch(total, x, *tile))
+                time = median(lambda x=x, total=total, tile=tile: module._launch(total, x, *tile))
                 print(dtype, width, tile, time, flush=True)  # noqa: T201
 
 
 def _rate() -> float:
     """Operations a second of a large bfloat16 product."""
     a = torch.randn(8192, 8192, dtype=torch.bfloat16, device="cuda")
-    return 2 * 8192.0**3 / (1e-6 * _median(lambda: a @ a))
-
-
-def _bandwidth() -> float:
-    """Bytes a second, read and written, of a large copy."""
-    a = torch.randn(1 << 28, device="cuda")
-    b = torch.empty_like(a)
-    return 2 * 4.0 * a.numel() / (1e-6 * _median(lambda: b.copy_(a)))
-
-
-def _median(run) -> float:
-    return round(1000 * triton.testing.do_bench(run, return_mode="median"), 2)
+    return 2 * 8192.0**3 / (1e-6 * median(lambda: a @ a))
 
 
 if __name__ == "__main__":

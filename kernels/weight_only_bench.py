@@ -7,13 +7,12 @@ tune: the largest shape at every block shape, too.
 
 from __future__ import annotations
 
-import json
 import sys
 from itertools import product
 
 import dirotq_kernels.weight_only as module
 import torch
-import triton
+from dirotq_kernels.benching import copy_speed, median, say, write
 from dirotq_kernels.decode_bench import GROUPS, random_weight
 from dirotq_kernels.weight_only import weight_only_linear
 from torch.nn import functional as F
@@ -27,7 +26,7 @@ THREADS = (32, 64, 128, 256)
 
 def main() -> None:
     """Write medians in microseconds: the kernel, PyTorch with a bfloat16 weight, and the bound."""
-    bandwidth = _copy_bandwidth()
+    speed = copy_speed()
     rows = []
     for (n, k), (kind, group) in product(SHAPES, GROUPS.items()):
         parts = random_weight(n, k, kind, group)
@@ -38,21 +37,17 @@ def main() -> None:
             x = torch.randn(m, k, device="cuda").bfloat16()
             args = (x, *parts, bias, kind, group)
             row = {"m": m, "n": n, "k": k, "kind": kind}
-            row["bound_us"] = round(1e6 * moved / bandwidth, 2)
-            row["kernel_us"] = _median(lambda args=args: weight_only_linear(*args))
-            row["bfloat16_us"] = _median(lambda x=x, w=weight, b=bias: F.linear(x, w, b))
+            row["bound_us"] = round(1e6 * moved / speed, 2)
+            row["kernel_us"] = median(lambda args=args: weight_only_linear(*args))
+            row["bfloat16_us"] = median(lambda x=x, w=weight, b=bias: F.linear(x, w, b))
             rows.append(row)
-            print(row, flush=True)  # noqa: T201
-    document = {
-        "device": torch.cuda.get_device_name(),
-        "versions": {"torch": torch.__version__, "triton": triton.__version__},
-        "what": "a linear of packed 4-bit weights; medians; bound: the weights' bytes at the speed of a copy",
-        "copy_gb_per_s": round(bandwidth / 1e9, 1),
-        "rows": rows,
-        "block_shapes": _tune() if sys.argv[2:] == ["tune"] else [],
-    }
-    with open(sys.argv[1], "w", encoding="utf-8") as file:
-        json.dump(document, file, indent=2)
+            say(row)
+    write(
+        "a linear of packed 4-bit weights; medians; bound: the weights' bytes at the speed of a copy",
+        rows,
+        copy_bytes_per_second=speed,
+        block_shapes=_tune() if sys.argv[2:] == ["tune"] else [],
+    )
 
 
 def _tune() -> list[dict[str, object]]:
@@ -68,20 +63,9 @@ def _tune() -> list[dict[str, object]]:
             x = torch.randn(m, k, device="cuda").bfloat16()
             args = (x, *parts, None, kind, GROUPS[kind])
             row = {"m": m, "n": n, "k": k, "kind": kind, "rows": block, "threads": threads}
-            rows.append({**row, "kernel_us": _median(lambda args=args: weight_only_linear(*args))})
-            print(rows[-1], flush=True)  # noqa: T201
+            rows.append({**row, "kernel_us": median(lambda args=args: weight_only_linear(*args))})
+            say(rows[-1])
     return rows
-
-
-def _copy_bandwidth() -> float:
-    """Bytes a second, read and written, of a copy of 512 MB."""
-    source = torch.empty(1 << 29, dtype=torch.uint8, device="cuda")
-    target = torch.empty_like(source)
-    return 2 * source.nbytes / (1e-6 * _median(lambda: target.copy_(source)))
-
-
-def _median(run) -> float:
-    return round(1000 * triton.testing.do_bench(run, return_mode="median"), 2)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,56 @@
+"""What the benchmarks beside the kernels share: medians, the speed of a copy, and the document they write. GPU only."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import triton
+
+
+def median(run: Callable[[], Any]) -> float:
+    """Median microseconds of a call."""
+    return round(1000 * float(triton.testing.do_bench(run, return_mode="median")), 2)
+
+
+def timed(calls: Sequence[Callable[[], Any]]) -> float:
+    """Median microseconds of one of `calls`, which all do the same with other inputs, inside a CUDA graph."""
+    for call in calls:
+        call()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        kept = [call() for call in calls]
+    milliseconds = triton.testing.do_bench(graph.replay, warmup=50, rep=200, return_mode="median")
+    del kept
+    return round(1000 * float(milliseconds) / len(calls), 2)
+
+
+def copy_speed() -> float:
+    """Bytes a second, read and written, of a copy of a gigabyte."""
+    source = torch.empty(1 << 30, dtype=torch.uint8, device="cuda")
+    target = torch.empty_like(source)
+    return 2 * source.nbytes / (1e-6 * median(lambda: target.copy_(source)))
+
+
+def write(what: str, rows: list[dict[str, Any]], **more: Any) -> None:
+    """Write the document to the file that the first argument of the command names."""
+    document = {
+        "device": torch.cuda.get_device_name(),
+        "versions": {"torch": torch.__version__, "triton": triton.__version__},
+        "what": what,
+        **more,
+        "rows": rows,
+    }
+    with open(sys.argv[1], "w", encoding="utf-8") as file:
+        json.dump(document, file, indent=2)
+        file.write("\n")
+
+
+def say(row: dict[str, Any]) -> None:
+    """Print a row as soon as it is measured."""
+    sys.stdout.write(f"{row}\n")
+    sys.stdout.flush()
