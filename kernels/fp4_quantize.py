@@ -27,6 +27,13 @@ _LADDER_BITS = tl.constexpr(238)
 
 
 @triton.jit
+def power_of_two(x):
+    """The least powers of two that are not below `x`, normal positive float32."""
+    bits = (x.to(tl.int32, bitcast=True) + 0x7FFFFF) & 0x7F800000
+    return bits.to(tl.float32, bitcast=True)
+
+
+@triton.jit
 def _round_to_e4m3(x):
     # For 2^-9 to 448; below 2^-6 a multiple of 2^-9. A cast would do on a GPU; Triton's interpreter rounds differently.
     bits = x.to(tl.uint32, bitcast=True)
@@ -117,9 +124,7 @@ def _fp4_quantize_kernel(
         base = tl.max(extent, axis=1) * top_inverse  # [ROWS]
         base = tl.where(base < _SMALLEST_BASE, 1.0, base)
         if KIND == "fp4h":
-            base = ((base.to(tl.int32, bitcast=True) + 0x7FFFFF) & 0x7F800000).to(
-                tl.float32, bitcast=True
-            )
+            base = power_of_two(base)
         wanted = tl.div_rn(extent * _SIXTH, tl.broadcast_to(base[:, None], (ROWS, GROUPS)))
         if KIND == "nvfp4":
             scale = _round_to_e4m3(tl.minimum(tl.maximum(wanted, _SMALLEST_SCALE), 448.0))

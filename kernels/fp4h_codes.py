@@ -14,13 +14,6 @@ _HALF_OCTAVE = tl.constexpr(0x400000)
 
 
 @triton.jit
-def power_of_two(x):
-    """The least powers of two that are not below `x`, normal positive float32."""
-    bits = (x.to(tl.int32, bitcast=True) + 0x7FFFFF) & 0x7F800000
-    return bits.to(tl.float32, bitcast=True)
-
-
-@triton.jit
 def inverse_of_power(x):
     """1 / x, exactly, for powers of two from 2^-126 to 2^126."""
     return (0x7F000000 - x.to(tl.int32, bitcast=True)).to(tl.float32, bitcast=True)

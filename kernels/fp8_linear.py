@@ -1,8 +1,7 @@
 """The product of two FP8 operands with a scale for each row of both: `torch._scaled_mm`, as a torch operator.
 
-Operands are laid out as `fp8_layout` says. On an H100 cuBLAS' kernel is faster than Triton's at every shape of FLUX.1
-and PixArt (REFERENCE of the bench beside this file). Accumulation is the tensor core's fast one: its error is a few
-2^-10, hidden below the rounding of the bfloat16 output, 2^-9.
+Operands are laid out as `fp8_layout` says. Accumulation is the tensor core's fast one, whose error is below the
+rounding of the bfloat16 output.
 """
 
 from __future__ import annotations

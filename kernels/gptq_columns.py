@@ -151,20 +151,6 @@ def gptq_columns(
     return codes, errors
 
 
-@gptq_columns.register_fake
-def _(
-    columns: Tensor,
-    targets: Tensor,
-    feedback: Tensor,
-    step: Tensor,
-    zero: Tensor | None = None,
-    kind: str = "integer",
-    bits: int = 4,
-    signed: bool = True,
-) -> tuple[Tensor, Tensor]:
-    return _outputs(columns, targets, feedback, step, zero, kind, bits, signed)
-
-
 def gptq_columns_ref(
     columns: Tensor,
     targets: Tensor,
@@ -239,15 +225,16 @@ def _range(bits: int, signed: bool) -> tuple[int, int]:
     return -high if signed else 0, high
 
 
+@gptq_columns.register_fake
 def _outputs(
     columns: Tensor,
     targets: Tensor,
     feedback: Tensor,
     step: Tensor,
-    zero: Tensor | None,
-    kind: str,
-    bits: int,
-    signed: bool,
+    zero: Tensor | None = None,
+    kind: str = "integer",
+    bits: int = 4,
+    signed: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """Empty codes and errors, once the arguments are checked."""
     if kind not in _KINDS:

@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
-from dirotq_kernels.fp4_quantize import _least_error_ref
-from dirotq_kernels.fp4h_codes import fp4h_values, inverse_of_power, power_of_two, round_to_e4m3
+from dirotq_kernels.fp4_quantize import _least_error_ref, power_of_two
+from dirotq_kernels.fp4h_codes import fp4h_values, inverse_of_power, round_to_e4m3
 from torch import Tensor
 
 # The kinds, and the largest value over the row scale.

@@ -7,7 +7,8 @@ adds the partial sums up and makes of them all that concerns a row: its scale, i
 
 import triton
 import triton.language as tl
-from dirotq_kernels.fp4h_codes import inverse_of_power, power_of_two, round_to_e4m3
+from dirotq_kernels.fp4_quantize import power_of_two
+from dirotq_kernels.fp4h_codes import inverse_of_power, round_to_e4m3
 from dirotq_kernels.group_quantize import _round_to_bfloat16
 
 # Below this |x|² a row is taken for zero: squares of smaller numbers would lose what the bound needs.

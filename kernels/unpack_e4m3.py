@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
+from dirotq_kernels.four_bit import weight_values
 from dirotq_kernels.fp4_to_e4m3 import e4m3_bits, fp4_to_e4m3
 from dirotq_kernels.fp8_layout import HIGH_SHIFT, pack_scale
 from torch import Tensor
@@ -245,11 +246,8 @@ def unpack_e4m3_ref(
     group: int = 32,
 ) -> Tensor:
     """The definition, in PyTorch."""
-    nibbles = torch.stack([codes & 0xF, codes >> 4], dim=-1).flatten(-2).long()
-    sizes = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0], device=codes.device)
-    ladder = ((scales.int() + 238) << 22).view(torch.float32)
-    steps = (ladder * (base / scale_w)).repeat_interleave(group, dim=-1)
-    parts = [torch.cat([sizes, -sizes])[nibbles] * steps[:, : nibbles.shape[1]]]
+    width = 2 * codes.shape[1]
+    parts = [weight_values(codes, scales, base / scale_w, "fp4h", group, width)]
     if high is not None and high_scales is not None:
         terms = high.contiguous().view(torch.float8_e4m3fn).float().unflatten(-1, (-1, 2))
         first, second = (terms * (high_scales * 2.0**HIGH_SHIFT / scale_w)[..., None]).unbind(-1)
