@@ -28,11 +28,10 @@ _QUANTIZES = (
     "digests.py",
     "linear.py",
     "storage.py",
-    "backend.py",
     "checkpoint.py",
     "diffusers_quantizer.py",
     "_diffusers_classes.py",
-)  # source files and packages that decide a checkpoint, or what a loaded one computes
+)  # source files and packages that decide a checkpoint, or what its simulated layers compute
 
 
 class Keys:
@@ -87,10 +86,10 @@ class Keys:
 
     def drawn(self) -> dict[str, Any]:
         """Of the quantized model's images, but for prompts and batch."""
-        backend = self._job.runtime.backend
-        return (
-            self.quantized() if backend == "reference" else {**self.quantized(), "backend": backend}
-        )
+        quantized, backend = self.quantized(), self._job.runtime.backend
+        if backend == "reference":
+            return quantized
+        return {**quantized, "backend": {"name": backend, "source": source_hash("backend.py")}}
 
     def what(self, stage: str, num_prompts: int) -> str:
         """A stage's result in a few words."""
