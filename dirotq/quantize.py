@@ -20,9 +20,9 @@ from dirotq.linear import InputSpec, QuantLinear, build
 from dirotq.methods import Method, Ranked
 from dirotq.models import Layout, layout_of, rewrite
 from dirotq.passes import Batches
+from dirotq.quantization_report import LayerReport, Report, snr_db
 from dirotq.recipes import Recipe
-from dirotq.reports import LayerReport, Report, snr_db
-from dirotq.sources import Means, Source
+from dirotq.statistics_source import Means, Source
 from dirotq.stopwatch import Stopwatch
 from dirotq.transforms import Identity
 

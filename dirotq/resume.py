@@ -25,8 +25,8 @@ from dirotq.calibrate import Members
 from dirotq.checkpoint import LAYOUT_VERSION, checksum
 from dirotq.linear import InputSpec, QuantLinear, build
 from dirotq.models import Layout
+from dirotq.quantization_report import LayerReport
 from dirotq.recipes import Recipe
-from dirotq.reports import LayerReport
 from dirotq.version import __version__
 
 _VERSION = 1
