@@ -12,15 +12,12 @@ from dirotq.formats import Integer, unpack_nibbles
 from dirotq.linear import InputSpec, QuantInput, QuantLinear, build
 from dirotq.rounding import round_to_nearest
 from dirotq.transforms import Dense, Identity, Transform, random_orthogonal
+from tests.support.draws import draw
 from tests.support.plain import bytes_of
 
 WIDTH, OUT = 20, 6
 INT4 = Integer(group=8)
 ACT = Integer(group=8, symmetric=False)
-
-
-def draw(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def dense(high: int = 4) -> Dense:

@@ -6,6 +6,7 @@ from dirotq_kernels.decode import decode, decode_ref
 from torch import Tensor
 
 from dirotq.formats import FP4H, MXFP4, NVFP4, Encoded, Format, Grid, Integer, pack_nibbles
+from tests.support.draws import draw
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 FORMATS = [Integer(64), Integer(None), Integer(24), NVFP4(16), NVFP4(16, scope="tensor")]
@@ -13,10 +14,6 @@ FORMATS += [MXFP4(32), FP4H(32), FP4H(16)]
 # Rows, width: short last groups, and more than one program.
 SHAPES = [(1, 8), (17, 152), (67, 320), (5, 1152)]
 every_format = pytest.mark.parametrize("fmt", FORMATS, ids=repr)
-
-
-def draw(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def run(fmt: Format, encoded: Encoded) -> Tensor:

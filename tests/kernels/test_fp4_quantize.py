@@ -7,6 +7,7 @@ from torch import Tensor
 
 from dirotq.formats import FP4H, MXFP4, NVFP4, Format, Integer
 from dirotq.linear import _quantize
+from tests.support.draws import draw, finite_bit_patterns
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 FORMATS: dict[str, type[Format]] = {"nvfp4": NVFP4, "mxfp4": MXFP4, "fp4h": FP4H}
@@ -15,10 +16,6 @@ SHAPES += [(2, 7, 1), (2, 192, 192), (1, 15360, 16)]
 # NumPy says so in the interpreter; squares of errors may overflow (`FP4H.fit`).
 pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
 every_kind = pytest.mark.parametrize("kind", FORMATS)
-
-
-def draw(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def check(x: Tensor, group: int, kind: str) -> None:
@@ -44,15 +41,7 @@ def test_kernel_is_bitwise_the_format(rows: int, width: int, group: int, kind: s
 @every_kind
 @pytest.mark.parametrize("group", [16, 24, 32])
 def test_every_finite_bit_pattern_within_a_window_of_exponents(group: int, kind: str) -> None:
-    generator = torch.Generator().manual_seed(group)
-    signs_and_fractions = torch.randint(0, 1 << 24, (96, 96), generator=generator)
-    # Windows of 1 to 24 exponents; the lowest are subnormal, the highest overflow when squared.
-    window = torch.arange(96)[:, None] % 24 + 1
-    start = torch.linspace(0, 254, 96).long()[:, None]
-    offset = (torch.rand(96, 96, generator=generator) * window).long()
-    exponent = (start + offset).clamp(max=254)
-    bits = (signs_and_fractions & 0x7FFFFF) | exponent << 23 | (signs_and_fractions >> 23) << 31
-    check(bits.to(torch.int32).view(torch.float32), group, kind)
+    check(finite_bit_patterns(group), group, kind)
 
 
 @every_kind

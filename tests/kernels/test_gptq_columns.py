@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dirotq.formats import FP4H, FP8, MXFP4, NVFP4, Format, Integer
 from dirotq.rounding import GPTQOptions, gptq, search_grid
+from tests.support.draws import draw64
 from tests.support.rounding import problem
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -32,18 +33,13 @@ if DEVICE == "cuda":
     SHAPES += [(128, 3072), (128, 21504), (64, 1153)]
 
 
-def draw(*shape: int, seed: int = 0) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, generator=generator, dtype=torch.float64)
-
-
 def block(columns: int, rows: int, fmt: Format, seed: int = 0) -> tuple[Tensor | None, ...]:
     """Weights, targets that earlier blocks moved, feedback with junk below its diagonal, steps and zero points."""
-    weight = draw(columns, rows, seed=seed) * draw(1, rows, seed=1).exp()
-    targets = weight + 0.1 * draw(columns, rows, seed=2)
+    weight = draw64(columns, rows, seed=seed) * draw64(1, rows, seed=1).exp()
+    targets = weight + 0.1 * draw64(columns, rows, seed=2)
     grid = fmt.grid(weight.T.float())
     parts = (None if x is None else x.T.contiguous() for x in fmt.expand(grid, columns))
-    return weight, targets, 0.3 * draw(columns, columns, seed=3), *parts
+    return weight, targets, 0.3 * draw64(columns, columns, seed=3), *parts
 
 
 def check(fmt: Format, *arguments: Tensor | None) -> None:

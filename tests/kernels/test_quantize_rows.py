@@ -6,6 +6,7 @@ from dirotq_kernels.quantize_rows import quantize_rows, quantize_rows_ref
 from torch import Tensor
 
 from dirotq.formats import FP4H, FP8, Format
+from tests.support.draws import draw, finite_bit_patterns
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # Kind and whether its scales are powers of two.
@@ -17,10 +18,6 @@ FORMATS: dict[tuple[str, bool], Format] = {
 # NumPy says so in the interpreter; squares of errors may overflow (`FP4H.fit`).
 pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
 every_format = pytest.mark.parametrize(("kind", "power"), FORMATS)
-
-
-def draw(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def check(x: Tensor, kind: str, power: bool) -> None:
@@ -46,15 +43,7 @@ def test_codes_are_the_formats(rows: int, width: int, kind: str, power: bool) ->
 
 @every_format
 def test_every_finite_bit_pattern_within_a_window_of_exponents(kind: str, power: bool) -> None:
-    generator = torch.Generator().manual_seed(2)
-    signs_and_fractions = torch.randint(0, 1 << 24, (96, 96), generator=generator)
-    # Windows of 1 to 24 exponents; the lowest are subnormal, the highest overflow when squared.
-    window = torch.arange(96)[:, None] % 24 + 1
-    start = torch.linspace(0, 254, 96).long()[:, None]
-    offset = (torch.rand(96, 96, generator=generator) * window).long()
-    exponent = (start + offset).clamp(max=254)
-    bits = (signs_and_fractions & 0x7FFFFF) | exponent << 23 | (signs_and_fractions >> 23) << 31
-    check(bits.to(torch.int32).view(torch.float32), kind, power)
+    check(finite_bit_patterns(2), kind, power)
 
 
 @every_format

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dirotq.formats import FP4H, FP8
 from dirotq.transforms import Compact
+from tests.support.draws import draw64
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 FORMATS = {"fp4h": FP4H(group=32), "fp8": FP8(group=None, power=True)}
@@ -21,16 +22,12 @@ pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.runtime.i
 every_kind = pytest.mark.parametrize("kind", FORMATS)
 
 
-def draw(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
 def build(low: int, rank: int, block: int = 64, bits: int = 8) -> Compact:
     """A transform whose subspace has some columns that stand out, and the signs of a random draw."""
     width = low + rank
-    spread = draw(width, 1, seed=1).exp()
-    subspace = torch.linalg.qr(draw(width, rank, seed=2) * spread)[0]
-    signs = draw(low, seed=3).sign()
+    spread = draw64(width, 1, seed=1).exp()
+    subspace = torch.linalg.qr(draw64(width, rank, seed=2) * spread)[0]
+    signs = draw64(low, seed=3).sign()
     return Compact(width, rank, block, subspace, signs, bits)
 
 
@@ -98,7 +95,7 @@ def check(
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_codes_are_the_formats(shape: tuple[int, int, int, int, int], kind: str) -> None:
     rows, low, rank, block, bits = shape
-    x = draw(rows, low + rank, seed=rows) * draw(rows, 1, seed=5).exp()
+    x = draw64(rows, low + rank, seed=rows) * draw64(rows, 1, seed=5).exp()
     # A tensor core's sums of thousands are not rounded at every step, so that ties are missed by more than in float32.
     most = 1e-3 if kind == "fp4h" else 5e-3
     assert check(build(low, rank, block, bits), x.bfloat16(), kind) < most
@@ -116,13 +113,13 @@ def test_codes_are_the_formats(shape: tuple[int, int, int, int, int], kind: str)
     ids=["down", "across", "wide"],
 )
 def test_every_plan_computes_the_same(plan: Plan) -> None:
-    x = draw(70, 176, seed=7)
+    x = draw64(70, 176, seed=7)
     assert check(build(160, 16), x.bfloat16(), "fp4h", plan) < 1e-3
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
 def test_other_inputs_lose_nothing(dtype: torch.dtype) -> None:
-    assert check(build(96, 16, 32), draw(9, 112, seed=8).to(dtype), "fp4h") < 1e-3
+    assert check(build(96, 16, 32), draw64(9, 112, seed=8).to(dtype), "fp4h") < 1e-3
 
 
 def adversaries(compact: Compact) -> Tensor:
@@ -131,13 +128,13 @@ def adversaries(compact: Compact) -> Tensor:
     matrix = torch.cat(compact.online(torch.eye(width, dtype=torch.float64)), dim=1)
     longest = torch.linalg.eigh(matrix @ matrix.T)[1][:, -1]
     subspace = torch.linalg.qr(compact._tensors(torch.float64)[0])[0]
-    outside = draw(width, seed=9)
+    outside = draw64(width, seed=9)
     outside -= subspace @ (subspace.T @ outside)
-    outlier = draw(width, seed=10)
+    outlier = draw64(width, seed=10)
     outlier[3] = 1e6
-    small = 2.0**-40 * draw(width, seed=11)
+    small = 2.0**-40 * draw64(width, seed=11)
     rows = [
-        subspace @ draw(compact.high, seed=12),
+        subspace @ draw64(compact.high, seed=12),
         subspace[:, 0],
         outside,
         longest,
@@ -161,7 +158,7 @@ def test_no_code_saturates(kind: str) -> None:
 
 def test_rows_without_extent_and_rows_that_are_not_finite() -> None:
     compact = build(64, 16)
-    x = draw(7, 80).float()
+    x = draw64(7, 80).float()
     x[0] = 0.0
     x[1], x[2] = x[1] * 1e-42, x[2] * 2.0**-60  # denormal; below what is kept
     x[3, 4], x[4, 70], x[5, 2] = math.inf, math.nan, 1e30
@@ -183,7 +180,7 @@ def test_every_output_is_written_and_no_other_memory(monkeypatch: pytest.MonkeyP
         return memory[:count].view(shape)
 
     monkeypatch.setattr(torch, "empty", poisoned)
-    run(compact, draw(67, 112).bfloat16(), "fp4h")
+    run(compact, draw64(67, 112).bfloat16(), "fp4h")
     assert len(made) == 6
     for shape, memory in made.items():
         assert bool(memory[: math.prod(shape)].float().isfinite().all())
@@ -192,7 +189,7 @@ def test_every_output_is_written_and_no_other_memory(monkeypatch: pytest.MonkeyP
 
 def test_the_reference_computes_the_same() -> None:
     compact = build(96, 16, 32)
-    x, tail = draw(2, 9, 112, seed=13).bfloat16(), (0.1, 32, "fp4h")
+    x, tail = draw64(2, 9, 112, seed=13).bfloat16(), (0.1, 32, "fp4h")
     got = rotate_quantize(x.to(DEVICE), *arguments(compact), *tail)
     expected = rotate_quantize_ref(x.to(DEVICE), *arguments(compact), *tail)
     assert torch.equal(got[1], expected[1])
@@ -201,7 +198,7 @@ def test_the_reference_computes_the_same() -> None:
 
 def test_it_compiles_as_one_operator() -> None:
     compact = build(64, 16)
-    x, tail = draw(3, 80).bfloat16().to(DEVICE), (0.1, 64, "fp8")
+    x, tail = draw64(3, 80).bfloat16().to(DEVICE), (0.1, 64, "fp8")
 
     def scaled(x: Tensor) -> Tensor:
         a, scale = rotate_quantize(x, *arguments(compact), *tail)
@@ -216,7 +213,7 @@ def test_it_compiles_as_one_operator() -> None:
 @pytest.mark.skipif(DEVICE == "cpu", reason="no CUDA graphs")
 def test_it_runs_in_a_cuda_graph() -> None:
     compact = build(160, 16)
-    x, tail = draw(67, 176).bfloat16().to(DEVICE), (0.1, 64, "fp4h")
+    x, tail = draw64(67, 176).bfloat16().to(DEVICE), (0.1, 64, "fp4h")
     tensors = arguments(compact)
     expected = rotate_quantize(x, *tensors, *tail)
     graph, source = torch.cuda.CUDAGraph(), torch.zeros_like(x)
@@ -266,7 +263,7 @@ def test_slack_is_the_most_that_a_vector_grows(low: int, rank: int, bits: int) -
 )
 def test_large_shapes(shape: tuple[int, int, int, int, int], kind: str) -> None:
     rows, low, rank, block, bits = shape
-    x = draw(rows, low + rank, seed=14) * draw(1, low + rank, seed=15).exp()
+    x = draw64(rows, low + rank, seed=14) * draw64(1, low + rank, seed=15).exp()
     # A tensor core's sums of thousands are not rounded at every step, so that ties are missed by more than in float32.
     most = 1e-3 if kind == "fp4h" else 5e-3
     assert check(build(low, rank, block, bits), x.bfloat16(), kind) < most
@@ -275,7 +272,7 @@ def test_large_shapes(shape: tuple[int, int, int, int, int], kind: str) -> None:
 def test_rows_that_lie_apart() -> None:
     """A part of a wider tensor's columns is read where it is."""
     compact = build(64, 16)
-    wide = draw(17, 200).bfloat16().to(DEVICE)
+    wide = draw64(17, 200).bfloat16().to(DEVICE)
     tail = (transform_slack(compact), 64, "fp4h")
     a, scale = rotate_quantize(wide[:, 40:120], *arguments(compact), *tail)
     same, same_scale = rotate_quantize(wide[:, 40:120].contiguous(), *arguments(compact), *tail)
@@ -287,7 +284,7 @@ def test_rows_that_lie_apart() -> None:
 def test_more_values_than_32_bits_count() -> None:
     compact = build(4064, 32)
     x = torch.zeros((1 << 31) // 4096 + 3, 4096, dtype=torch.bfloat16, device=DEVICE)
-    x[-2:] = draw(2, 4096).to(x)
+    x[-2:] = draw64(2, 4096).to(x)
     tail = (transform_slack(compact), 64, "fp4h")
     a, scale = rotate_quantize(x, *arguments(compact), *tail)
     last, last_scale = rotate_quantize(x[-2:], *arguments(compact), *tail)

@@ -6,6 +6,8 @@ from dirotq_kernels import second_moment as module
 from dirotq_kernels.second_moment import mirror_, second_moment_, second_moment_ref
 from torch import Tensor
 
+from tests.support.draws import draw
+
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SHAPES = [(1, 1), (1, 64), (17, 130), (131, 48), (300, 257)]
 if DEVICE == "cuda":
@@ -13,10 +15,6 @@ if DEVICE == "cuda":
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 every_total = pytest.mark.parametrize("total_dtype", [torch.float32, torch.float64], ids=str)
-
-
-def draw(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def relative(got: Tensor, expected: Tensor, x: Tensor) -> Tensor:

@@ -7,14 +7,11 @@ from dirotq_kernels.unpack_e4m3 import pack_scale, unpack_e4m3, unpack_e4m3_ref
 from torch import Tensor
 
 from dirotq.formats import FP4H, FP8x2, pack_nibbles
+from tests.support.draws import draw
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # N, low, r: one program and several, of either part.
 SHAPES = [(1, 32, 16), (17, 160, 32), (67, 1088, 64), (3, 2688, 384), (5, 96, 0), (16, 32, 272)]
-
-
-def draw(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def packed(low: Tensor, high: Tensor | None, group: int = 32) -> list[Tensor | None]:

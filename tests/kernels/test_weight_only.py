@@ -8,16 +8,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dirotq.formats import FP4H, MXFP4, NVFP4, Encoded, Format, Integer, pack_nibbles
+from tests.support.draws import draw
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 FORMATS = [Integer(64), NVFP4(16), NVFP4(16, scope="tensor"), MXFP4(32), FP4H(32)]
 # M, N, K: rows, words and inputs that do not fill a program, several of each, and a short last group.
 SHAPES = [(1, 17, 1152), (2, 8, 512), (3, 5, 64), (4, 13, 320), (5, 3, 48), (16, 2, 32), (1, 1, 8)]
 every_format = pytest.mark.parametrize("fmt", FORMATS, ids=repr)
-
-
-def draw(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def encoded_weight(fmt: Format, rows: int, width: int) -> Encoded:

@@ -10,10 +10,7 @@ from torch import Tensor
 
 from dirotq import transforms
 from dirotq.transforms import Diagonal
-
-
-def draw(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+from tests.support.draws import draw64
 
 
 def spread(width: int, decades: float = 4.0) -> Tensor:
@@ -24,7 +21,7 @@ def spread(width: int, decades: float = 4.0) -> Tensor:
 @given(width=st.integers(1, 80), decades=st.floats(0, 5), seed=st.integers(0, 2**31))
 def test_product_is_unchanged(width: int, decades: float, seed: int) -> None:
     transform = Diagonal(width, scales=spread(width, decades))
-    x, weight = draw(3, width, seed=seed), draw(5, width, seed=seed + 1)
+    x, weight = draw64(3, width, seed=seed), draw64(5, width, seed=seed + 1)
     low, high = transform.online(x)
     folded, folded_high = transform.fold(weight)
     assert high is None
@@ -39,14 +36,14 @@ def test_the_stored_scales_are_used_bitwise() -> None:
     stored = scales.to(torch.bfloat16)
     assert not torch.equal(stored.double(), scales)  # rounding does change them
     assert torch.equal(transform.scales, stored)
-    x, weight = draw(4, 24), draw(6, 24)
+    x, weight = draw64(4, 24), draw64(6, 24)
     assert torch.equal(transform.online(x)[0], x / stored.double())
     assert torch.equal(transform.online(x.float())[0], x.float() / stored.float())
     assert torch.equal(transform.fold(weight.float())[0], weight.float().double() * stored.double())
 
 
 def test_low_moment_is_the_moment_of_the_low_part() -> None:
-    transform, x = Diagonal(24, scales=spread(24, 1)), draw(200, 24, seed=3)
+    transform, x = Diagonal(24, scales=spread(24, 1)), draw64(200, 24, seed=3)
     low = transform.online(x)[0]
     # Float64 sums of 200 terms in another order; entries up to 1e2.
     torch.testing.assert_close(
@@ -57,8 +54,8 @@ def test_low_moment_is_the_moment_of_the_low_part() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
 def test_online_keeps_the_dtype(dtype: torch.dtype) -> None:
     transform = Diagonal(24, scales=spread(24))
-    assert transform.online(draw(2, 24).to(dtype))[0].dtype == dtype
-    assert transform.fold(draw(2, 24).to(dtype))[0].dtype == torch.float64
+    assert transform.online(draw64(2, 24).to(dtype))[0].dtype == dtype
+    assert transform.fold(draw64(2, 24).to(dtype))[0].dtype == torch.float64
 
 
 def test_an_empty_copy_takes_the_tensors() -> None:
@@ -66,7 +63,7 @@ def test_an_empty_copy_takes_the_tensors() -> None:
     rebuilt = transforms.from_dict(json.loads(json.dumps(transform.to_dict())))
     assert isinstance(rebuilt, Diagonal)
     rebuilt.load_state_dict(transform.state_dict())
-    assert torch.equal(rebuilt.online(draw(4, 24))[0], transform.online(draw(4, 24))[0])
+    assert torch.equal(rebuilt.online(draw64(4, 24))[0], transform.online(draw64(4, 24))[0])
     assert rebuilt.to_dict() == transform.to_dict()
 
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
 from dirotq import transforms
 from dirotq.transforms import Hadamard
 from dirotq.transforms.paley import construct
+from tests.support.draws import draw64
 
 WIDTHS = [72, 160, 320, 1152, 1280, 2240, 3072, 4608, 5120, 5600, 5632, 12288, 15360]
 LEFT_OVER = [3, 6, 77, 90, 92]  # a random orthogonal factor of order 3, 3, 77, 45, 23
@@ -21,13 +21,9 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def draw(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=generator(seed), dtype=torch.float64)
-
-
 @pytest.mark.parametrize("width", WIDTHS)
 def test_lengths_and_angles_are_kept(width: int) -> None:
-    transform, x = Hadamard(width, generator=generator()), draw(16, width)
+    transform, x = Hadamard(width, generator=generator()), draw64(16, width)
     low, high = transform.online(x)
     assert high is None
     # <x H, y H> = <x, y> for all x, y is H Hᵀ = I. Relative to |x| |y|, some K; float64 gives 1e-15.
@@ -48,7 +44,7 @@ def test_every_entry_is_one_over_the_root_of_the_width(width: int) -> None:
 @pytest.mark.parametrize("width", WIDTHS)
 def test_the_transpose_undoes_it(width: int) -> None:
     """x S H Hᵀ S = x, with Hᵀ applied by another route: an einsum over the factors of the index."""
-    transform, x = Hadamard(width, generator=generator()), draw(2, width)
+    transform, x = Hadamard(width, generator=generator()), draw64(2, width)
     back = transform.online(x)[0].unflatten(-1, transform.orders)
     for axis, order in enumerate(transform.orders):
         turned = torch.tensordot(back, construct(order).double(), dims=([axis + 1], [1]))
@@ -72,7 +68,7 @@ def test_it_is_the_kronecker_product(width: int) -> None:
 @given(width=st.integers(1, 400), seed=st.integers(0, 2**31))
 def test_product_is_unchanged_at_any_width(width: int, seed: int) -> None:
     transform = Hadamard(width, generator=generator(seed))
-    x, weight = draw(3, 2, width, seed=seed), draw(5, width, seed=seed + 1)
+    x, weight = draw64(3, 2, width, seed=seed), draw64(5, width, seed=seed + 1)
     low, folded = transform.online(x)[0], transform.fold(weight)[0]
     # Float64 sums of at most 400 terms of size 1; the left-over factor's stored inverse has a condition number of 1.02.
     torch.testing.assert_close(low @ folded.T, x @ weight.T, rtol=0, atol=1e-11)
@@ -80,7 +76,8 @@ def test_product_is_unchanged_at_any_width(width: int, seed: int) -> None:
 
 @pytest.mark.parametrize("width", WIDTHS)
 def test_product_is_unchanged_at_the_widths_of_models(width: int) -> None:
-    transform, x, weight = Hadamard(width, generator=generator()), draw(4, width), draw(5, width)
+    transform = Hadamard(width, generator=generator())
+    x, weight = draw64(4, width), draw64(5, width)
     product = transform.online(x)[0] @ transform.fold(weight)[0].T
     torch.testing.assert_close(product / width, x @ weight.T / width, rtol=0, atol=1e-12)
 
@@ -105,7 +102,7 @@ def test_storage_is_the_signs(width: int) -> None:
 
 @pytest.mark.parametrize("width", [320, 90])
 def test_low_moment_is_the_moment_of_the_low_part(width: int) -> None:
-    transform, x = Hadamard(width, generator=generator()), draw(200, width)
+    transform, x = Hadamard(width, generator=generator()), draw64(200, width)
     low = transform.online(x)[0]
     # Float64 sums of 200 terms in another order.
     torch.testing.assert_close(
@@ -119,7 +116,7 @@ def test_low_moment_is_the_moment_of_the_low_part(width: int) -> None:
     ids=str,
 )
 def test_online_keeps_the_dtype(dtype: torch.dtype, unit: float) -> None:
-    transform, x = Hadamard(1152, generator=generator()), (1000 * draw(8, 1152)).to(dtype)
+    transform, x = Hadamard(1152, generator=generator()), (1000 * draw64(8, 1152)).to(dtype)
     low = transform.online(x)[0]
     assert low.dtype == dtype
     exact = transform.online(x.double())[0]
@@ -132,7 +129,7 @@ def test_an_empty_copy_takes_the_tensors(width: int) -> None:
     transform = Hadamard(width, generator=generator())
     rebuilt = transforms.from_dict(json.loads(json.dumps(transform.to_dict())))
     rebuilt.load_state_dict(transform.state_dict())
-    assert torch.equal(rebuilt.online(draw(4, width))[0], transform.online(draw(4, width))[0])
+    assert torch.equal(rebuilt.online(draw64(4, width))[0], transform.online(draw64(4, width))[0])
     assert rebuilt.to_dict() == transform.to_dict()
 
 

@@ -8,17 +8,14 @@ from torch import Tensor
 
 from dirotq import transforms
 from dirotq.transforms import Dense, Identity, Transform, eigenbasis, random_orthogonal
+from tests.support.draws import draw64
 
 WIDTH = 24
 
 
-def draw(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
 def skewed(seed: int = 0) -> Tensor:
     """An invertible basis that is far from orthogonal."""
-    return torch.eye(WIDTH, dtype=torch.float64) * 2 + draw(WIDTH, WIDTH, seed=seed) / WIDTH**0.5
+    return torch.eye(WIDTH, dtype=torch.float64) * 2 + draw64(WIDTH, WIDTH, seed=seed) / WIDTH**0.5
 
 
 def rotation(seed: int = 0) -> Tensor:
@@ -36,7 +33,7 @@ EVERY = [
 
 @pytest.mark.parametrize("make", EVERY)
 def test_product_is_unchanged(make: type[Transform]) -> None:
-    transform, x, weight = make(), draw(3, 7, WIDTH, seed=1), draw(11, WIDTH, seed=2)
+    transform, x, weight = make(), draw64(3, 7, WIDTH, seed=1), draw64(11, WIDTH, seed=2)
     low, high = transform.online(x)
     low_weight, high_weight = transform.fold(weight)
     product = low @ low_weight.T
@@ -50,7 +47,7 @@ def test_product_is_unchanged(make: type[Transform]) -> None:
 
 @pytest.mark.parametrize("make", EVERY)
 def test_low_moment_is_the_moment_of_the_low_part(make: type[Transform]) -> None:
-    transform, x = make(), draw(200, WIDTH, seed=3)
+    transform, x = make(), draw64(200, WIDTH, seed=3)
     moment = x.T @ x / 200
     matrix = transform.online(torch.eye(WIDTH, dtype=torch.float64))[0]
     found = transform.low_moment(moment)
@@ -64,10 +61,10 @@ def test_low_moment_is_the_moment_of_the_low_part(make: type[Transform]) -> None
 @pytest.mark.parametrize("make", EVERY)
 def test_online_keeps_the_dtype(make: type[Transform]) -> None:
     for dtype in (torch.float32, torch.bfloat16, torch.float64):
-        low, high = make().online(draw(2, WIDTH).to(dtype))
+        low, high = make().online(draw64(2, WIDTH).to(dtype))
         assert low.dtype == dtype
         assert high is None or high.dtype == dtype
-    for part in make().fold(draw(2, WIDTH).float()):
+    for part in make().fold(draw64(2, WIDTH).float()):
         assert part is None or part.dtype == torch.float64
 
 
@@ -76,7 +73,7 @@ def test_an_empty_copy_takes_the_tensors(make: type[Transform]) -> None:
     transform = make()
     rebuilt = transforms.from_dict(json.loads(json.dumps(transform.to_dict())))
     rebuilt.load_state_dict(transform.state_dict())
-    x = draw(4, WIDTH)
+    x = draw64(4, WIDTH)
     for part, expected in zip(rebuilt.online(x), transform.online(x), strict=True):
         assert (part is None) == (expected is None)
         assert part is None or expected is None or torch.equal(part, expected)
@@ -90,7 +87,7 @@ def test_storage_is_the_bfloat16_basis() -> None:
 
 def test_high_part_is_the_last_columns() -> None:
     basis = torch.eye(WIDTH)
-    x = draw(2, WIDTH)
+    x = draw64(2, WIDTH)
     low, high = Dense(WIDTH, 3, basis).online(x)
     assert torch.equal(low, x[:, :-3])
     assert high is not None
@@ -130,7 +127,7 @@ def test_random_orthogonal_is_spread_over_all_rotations() -> None:
 
 
 def test_eigenbasis() -> None:
-    x = draw(500, WIDTH) * torch.linspace(0.1, 4, WIDTH).double()
+    x = draw64(500, WIDTH) * torch.linspace(0.1, 4, WIDTH).double()
     moment = x.T @ x / 500
     values, vectors = eigenbasis(moment)
     assert bool((values[1:] >= values[:-1]).all())
