@@ -91,19 +91,17 @@ def _flux(normal: Normal, config: dict[str, Any], size: int, text: int) -> Batch
 
 
 def _pixart(normal: Normal, config: dict[str, Any], size: int, text: int) -> Batch:
-    latents = normal(config["in_channels"], size // 8, size // 8)
-    rows = latents.shape[0]
-    return {
-        "hidden_states": latents,
-        "encoder_hidden_states": normal(text, config["caption_channels"]),
-        "encoder_attention_mask": torch.ones(rows, text, device=latents.device),
-        "timestep": torch.full((rows,), 500, device=latents.device),
-        "added_cond_kwargs": {"resolution": None, "aspect_ratio": None},
-    }
+    conditions = {"added_cond_kwargs": {"resolution": None, "aspect_ratio": None}}
+    return _captioned(normal, config, size // 8, text) | conditions
 
 
 def _sana(normal: Normal, config: dict[str, Any], size: int, text: int) -> Batch:
-    latents = normal(config["in_channels"], size // 32, size // 32)
+    return _captioned(normal, config, size // 32, text)
+
+
+def _captioned(normal: Normal, config: dict[str, Any], side: int, text: int) -> Batch:
+    """Latents of `side` numbers a side, and a caption with its mask."""
+    latents = normal(config["in_channels"], side, side)
     rows = latents.shape[0]
     return {
         "hidden_states": latents,
