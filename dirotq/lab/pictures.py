@@ -71,9 +71,7 @@ def grid(
         ValueError: no images, sizes or numbers that do not fit, or a setting below 1.
     """
     height, width = _check(rows, column_labels)
-    for name, value in (("scale", scale), ("max_columns", max_columns), ("font_size", font_size)):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
+    _positive(scale=scale, max_columns=max_columns, font_size=font_size)
     font = ImageFont.load_default(size=font_size)
     cell = (width * scale, height * scale)
     labels = [_wrap(label, font, cell[0]) for label in column_labels]
@@ -178,6 +176,12 @@ def _check(
                     f"row {label!r} after {list(shape)}"
                 )
     return shape[0], shape[1]
+
+
+def _positive(**settings: int) -> None:
+    for name, value in settings.items():
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
 
 
 def _column(
