@@ -20,11 +20,11 @@ from torch import Tensor
 from dirotq.atomic import atomic_write_json
 from dirotq.backend import set_backend
 from dirotq.config import build_job, compose_config
+from dirotq.lab.drawing import Drawer
 from dirotq.lab.results import environment
 from dirotq.lab.stages import Stages
 from dirotq.metrics.fidelity import capped, psnr
 from dirotq.metrics.statistics import Estimate, bootstrap_mean, distinguishable, paired_difference
-from dirotq.pipeline import to_uint8
 
 _SETTINGS = ("bits=w4a4_fp4h", "protect=fp8x2", "eval=standard")
 _OTHER_BATCH = 24
@@ -60,15 +60,18 @@ def main() -> None:
 def _draw(
     stages: Stages, checkpoint: Path, backend: str, batch: int
 ) -> tuple[Tensor, dict[str, str]]:
-    """Images uint8 [B, H, W, 3], and what computed each layer."""
-    pipeline = stages.pipeline
-    original, model = pipeline.transformer, pipeline.load_transformer(checkpoint)
+    """Images uint8 [B, H, W, 3], and what computed each layer. Raises ValueError when an image is broken."""
+    model = stages.pipeline.load_transformer(checkpoint)
     chosen = set_backend(model, backend)
-    pipeline.transformer = model
-    try:
-        return to_uint8(pipeline.generate(stages.prompts, batch=batch)), chosen
-    finally:
-        pipeline.transformer = original
+    drawer = Drawer(
+        stage="images",
+        label=f"images by {backend}",
+        pipeline=stages.pipeline,
+        transformer=lambda: model,
+        depends=dict,  # of a key, and none is asked for
+    )
+    images = drawer.draw(stages.prompts, batch, reference=stages.reference_images())
+    return images, chosen
 
 
 def _compared(
