@@ -93,6 +93,7 @@ def _write(
     BLOCK: tl.constexpr,
     COLUMNS: tl.constexpr,
     ROWS: tl.constexpr,
+    TYPE: tl.constexpr,
 ):
     """Quantize a tile's products, and store them."""
     # Back from the order of the tensor cores (`_signed_hadamard`): a thread holds two neighbours of each eight columns,
@@ -109,7 +110,9 @@ def _write(
     if KIND == "fp4h":
         values = fp4h_values(sums, factor, ROWS, COLUMNS // 32, EXACT=False)
     else:
-        values = round_to_e4m3(sums * factor[:, :, None])
+        values = sums * factor[:, :, None]
+        if TYPE == tl.float32:
+            values = round_to_e4m3(values)  # which a GPU's conversion does, and the interpreter's does not
     codes = tl.reshape(values.to(tl.float8e4nv), (ROWS, COLUMNS))
     columns = column + tl.arange(0, COLUMNS)
     target = a_ptr + rows[:, None] * (low + 3 * rank) + columns[None, :]
@@ -167,6 +170,5 @@ def rotate_kernel(
             if not (ACROSS and WHOLE):
                 first, second = _reflected(reflected_ptr, rows, part + ranks, rank, EVEN, TYPE)
             sums = _correct(sums, first, second, leading, rest)
-        _write(
-            sums, scale_ptr, a_ptr, row, column, num_rows, width, rank, KIND, BLOCK, COLUMNS, ROWS
-        )
+        place = (scale_ptr, a_ptr, row, column, num_rows, width, rank)
+        _write(sums, *place, KIND, BLOCK, COLUMNS, ROWS, TYPE)

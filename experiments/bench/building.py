@@ -233,7 +233,10 @@ def _torchao(names: Collection[str]) -> Callable[[nn.Module], None]:
         quantize_,
     )
 
-    config = Float8DynamicActivationFloat8WeightConfig(granularity=PerRow())
+    # Its own settings of inductor would hold for all models after it; `tuned` sets them for all.
+    config = Float8DynamicActivationFloat8WeightConfig(
+        granularity=PerRow(), set_inductor_config=False
+    )
 
     def convert(model: nn.Module) -> None:
         quantize_(model, config, filter_fn=lambda _, name: name in names)

@@ -16,13 +16,15 @@ import torch
 
 from experiments.bench.timing import Call
 
-# The first that matches: cuBLAS' and cuDNN's attention kernels have `gemm` in their names, too.
+# The first that matches: what inductor fuses is named after all its operators, products and attention included, and
+# cuBLAS' and cuDNN's attention kernels have `gemm` in their names, too.
 _KINDS = (
+    ("elementwise", r"^triton_(poi|red|per|for)_"),
     ("attention", r"flash|fmha|attention|sdpa|softmax"),
     ("gemm", r"gemm|gemv|nvjet|cutlass|xmma|cublas|splitk|triton_tem|_mm_"),
     (
         "elementwise",
-        r"triton_(poi|red|per|for)|elementwise|vectorized|reduce|norm|copy|cat_?array|mem(cpy|set)|fill|index",
+        r"elementwise|vectorized|reduce|norm|copy|cat_?array|mem(cpy|set)|fill|index",
     ),
 )  # fmt: skip
 # Of this library's kernels the module says it.

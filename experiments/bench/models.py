@@ -36,7 +36,8 @@ RUNS = ("eager", "compiled", "compiled+graph", "eager+graph")
 class ModelBench(Settings):
     """architecture, config, text: of `Architecture`. precisions: names (`experiments.bench.building`). runs: of RUNS.
 
-    batch: rows of the input. size: pixels a side.
+    batch: rows of the input. size: pixels a side. tuned: inductor tunes each of its kernels by coordinate descent, as
+    torchao recommends; compiling takes minutes then.
     """
 
     architecture: str
@@ -46,6 +47,7 @@ class ModelBench(Settings):
     runs: tuple[str, ...] = RUNS
     batch: tuple[int, ...] = (1,)
     size: tuple[int, ...] = (1024,)
+    tuned: bool = False
     repetitions: int = 20
 
     def __post_init__(self) -> None:
@@ -85,7 +87,8 @@ class ModelBench(Settings):
             if not loaded:
                 loaded.append(Loaded.of(architecture, name, source))
             call = architecture.batch(batch, size, source.device, torch.bfloat16)
-            found = loaded[0].measured(call, run, self.repetitions, source.device)
+            with torch._inductor.config.patch(coordinate_descent_tuning=self.tuned):
+                found = loaded[0].measured(call, run, self.repetitions, source.device)
             what = {"precision": name, "run": run, "size": size, "batch": batch}
             return {**what, **loaded[0].facts, **found}
 
