@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -13,13 +13,29 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 _THREADS = 8
+_PIECE = 1 << 24  # bytes that come to the host at once from another device
 
 
 def add_tensor(content: hashlib.blake2b, name: str, tensor: Tensor) -> None:
-    """Let name, dtype, shape and bytes of a tensor count."""
+    """Let name, dtype, shape and bytes of a tensor count; what is on the host is read where it lies."""
     content.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
-    flat = tensor.detach().contiguous().cpu().flatten()
-    content.update(flat.view(torch.uint8).numpy().data)
+    flat = tensor.detach().contiguous().flatten().view(torch.uint8)
+    for piece in flat.split(flat.numel() if flat.is_cpu else _PIECE):
+        content.update(piece.cpu().numpy().data)
+
+
+def of_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """BLAKE2b of tensors by name, 16 hex digits; their order does not count."""
+    content = hashlib.blake2b(digest_size=8)
+    for name, tensor in sorted(tensors.items()):
+        add_tensor(content, name, tensor)
+    return content.hexdigest()
+
+
+def of_each(groups: Mapping[str, Mapping[str, Tensor]]) -> dict[str, str]:
+    """`of_tensors` of each group, by name. Hashed side by side."""
+    with _pool() as pool:
+        return dict(zip(groups, pool.map(of_tensors, groups.values()), strict=True))
 
 
 def of_weights(model: nn.Module) -> str:
@@ -31,7 +47,7 @@ def of_weights(model: nn.Module) -> str:
         return content.hexdigest()
 
     tensors = [*model.named_parameters(), *model.named_buffers()]
-    with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as pool:
+    with _pool() as pool:
         return of_text(" ".join(pool.map(one, tensors)))
 
 
@@ -52,3 +68,7 @@ def of_batches(batches: Iterable[Any]) -> str:
 def of_text(text: str) -> str:
     """BLAKE2b of a text, 32 hex digits."""
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1))
