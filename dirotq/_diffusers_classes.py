@@ -6,12 +6,11 @@ from enum import StrEnum
 from typing import Any
 
 import torch
-from accelerate.utils import set_module_tensor_to_device
 from diffusers.quantizers.base import DiffusersQuantizer
 from diffusers.quantizers.quantization_config import QuantizationConfigMixin
 from torch import Tensor, nn
 
-from dirotq.checkpoint import CheckpointError, attach, check_names, install, verify
+from dirotq.checkpoint import CheckpointError, attach, check_names, install, of_layer, verify
 from dirotq.linear import QuantInput, QuantLinear
 from dirotq.transforms import Transform
 
@@ -44,24 +43,24 @@ class DiRotQQuantizer(DiffusersQuantizer):  # type: ignore[misc]
 
     def __init__(self, quantization_config: DiRotQConfig, **kwargs: Any) -> None:
         super().__init__(quantization_config, **kwargs)
-        self._found: set[str] = set()
         self._layers: dict[str, QuantLinear] = {}
+        self._stored: dict[str, Tensor] = {}
 
     def update_torch_dtype(self, torch_dtype: torch.dtype | None) -> torch.dtype:
         """Unquantized layers keep the dtype they were saved in unless the caller names one."""
         saved: torch.dtype = getattr(torch, self.quantization_config.dtype)
         return torch_dtype or saved
 
-    def maybe_update_loaded_keys(
-        self, loaded_keys: list[str], checkpoint_files: list[str]
-    ) -> list[str]:
-        """Remember which tensors the checkpoint has, to compare them once the layers are built."""
-        self._found = set(loaded_keys)
-        return loaded_keys
-
     def _process_model_before_weight_loading(self, model: nn.Module, **kwargs: Any) -> None:
         self._layers = install(model, self.quantization_config.to_dict())
-        check_names(set(model.state_dict()), self._found)
+
+    def update_missing_keys(
+        self, model: nn.Module, missing_keys: list[str], prefix: str
+    ) -> list[str]:
+        """Called by diffusers before it reads a tensor; raises CheckpointError if any is missing."""
+        expected = set(model.state_dict())
+        check_names(expected, expected.difference(missing_keys))
+        return missing_keys
 
     def check_if_quantized_param(
         self, model: nn.Module, param_value: Tensor, param_name: str, *args: Any, **kwargs: Any
@@ -83,18 +82,27 @@ class DiRotQQuantizer(DiffusersQuantizer):  # type: ignore[misc]
         param_name: str,
         target_device: Any,
         state_dict: dict[str, Tensor],
+        unexpected_keys: list[str],
         *args: Any,
         **kwargs: Any,
     ) -> None:
-        """Put a tensor in place as it is stored; `param_value` was already cast to the model's dtype."""
-        stored = state_dict[param_name]
-        set_module_tensor_to_device(
-            model, param_name, target_device, value=stored, dtype=stored.dtype
-        )
+        """Put a tensor in place as it is stored, straight from the file's memory to its device.
+
+        `param_value` was already cast to the model's dtype. unexpected_keys: of the whole checkpoint; raises
+        CheckpointError if there are any.
+        """
+        check_names(set(), set(unexpected_keys))
+        self._stored[param_name] = stored = state_dict[param_name]
+        # All tensors of quantized layers are buffers.
+        _owner(model, param_name)._buffers[param_name.rpartition(".")[2]] = stored.to(target_device)
 
     def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
         config = self.quantization_config.to_dict()
-        verify(self._layers, config)
+        # As they were read: hooks may have moved them since, and from a GPU they would have to come back.
+        verify(
+            {name: of_layer(name, its, self._stored) for name, its in self._layers.items()}, config
+        )
+        self._stored = {}
         attach(model, {**config, "quant_method": "dirotq"})
         return model
 

@@ -8,7 +8,6 @@ the layer's name. A diffusers model saved by `save_pretrained` has the same `qua
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sys
 from collections.abc import Mapping
@@ -20,11 +19,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from dirotq import digests, transforms
+from dirotq import digests, placement, transforms
 from dirotq.atomic import atomic_directory
 from dirotq.linear import InputSpec, QuantLinear, build
 from dirotq.models import rewrite
 from dirotq.recipes import Recipe
+from dirotq.transforms import Transform
 from dirotq.version import __version__
 
 LAYOUT_VERSION = 3
@@ -109,19 +109,25 @@ def save(model: nn.Module, path: Path | str) -> None:
         save_file(state, folder / WEIGHTS_FILE)
 
 
-def load(model: nn.Module, path: Path | str) -> None:
+def load(model: nn.Module, path: Path | str, device: torch.device | str | None = None) -> None:
     """Load a folder written by `save` into an unquantized instance of the same architecture, in place.
 
+    The model may be on the meta device (made under `accelerate.init_empty_weights()`, or under `torch.device("meta")`
+    where it has no buffers that files leave out). Then no 16-bit weight of a quantized layer ever exists: each tensor
+    goes from the file, which is mapped into memory, to `device` by itself.
+    device: of the model afterwards; by default where it is, and the CPU for a model on meta.
+
     Raises CheckpointError, which says what, for an unreadable or missing file, an unknown layout version, another
-    architecture, a missing or extra tensor, a wrong shape or dtype, and a checksum mismatch. The model keeps its
-    unquantized layers then; after a checksum mismatch, its other tensors are those of the checkpoint.
+    architecture, a missing or extra tensor, a wrong shape or dtype, a checksum mismatch, and tensors on meta that no
+    file holds; ValueError for device=meta. The model is as it was then.
     """
+    destination = placement.destination(model, device)
     path = Path(path)
     try:
         document = json.loads((path / CONFIG_FILE).read_text(encoding="utf-8"))
         if not isinstance(document, dict):
             raise ValueError(f"{CONFIG_FILE} holds a {type(document).__name__}")
-        tensors = load_file(path / WEIGHTS_FILE)
+        tensors = load_file(path / WEIGHTS_FILE)  # mapped: it takes memory only where it is read
     except (OSError, ValueError, SafetensorError) as error:
         raise CheckpointError(f"{path}: not a readable checkpoint ({error})") from error
     config: dict[str, Any] = document.get("quantization_config") or {}
@@ -130,17 +136,21 @@ def load(model: nn.Module, path: Path | str) -> None:
         raise CheckpointError(
             f"{path}: holds a {architecture}, but the model is a {type(model).__name__}"
         )
-    device = next(model.parameters()).device
     originals = dict(model.named_modules())
     layers = install(model, config)
     try:
         _check_tensors(model.state_dict(), tensors)
-        model.load_state_dict(tensors)
-        verify(layers, config)
-    except CheckpointError:
+        if unheld := placement.unheld(model):
+            raise CheckpointError(
+                f"{', '.join(unheld)}: on the meta device and in no checkpoint; make the model under "
+                "accelerate.init_empty_weights(), which leaves buffers real"
+            )
+        verify({name: of_layer(name, layer, tensors) for name, layer in layers.items()}, config)
+        placement.fill(model, tensors, destination)
+    except BaseException:
         rewrite.undo(model, originals)
         raise
-    model.to(device)
+    model.to(destination)
     attach(model, config)
 
 
@@ -156,7 +166,7 @@ def _check_tensors(expected: Mapping[str, torch.Tensor], found: Mapping[str, tor
 
 
 def install(model: nn.Module, config: Mapping[str, Any] | None) -> dict[str, QuantLinear]:
-    """Replace the linears that `config` names by empty quantized layers; returns them by name.
+    """Replace the linears that `config` names by quantized layers on the meta device; returns them by name.
 
     Rewrites the model first, as `config` says. Raises CheckpointError for a missing or unknown configuration and for
     layers that are not in the model; the model is then as it was.
@@ -188,7 +198,8 @@ def _install(model: nn.Module, config: Mapping[str, Any] | None) -> dict[str, Qu
     for fields in config["inputs"]:
         try:
             spec = InputSpec.from_dict(fields)
-            transform = transforms.from_dict(spec.transform)
+            with torch.device("meta"):
+                transform = transforms.from_dict(spec.transform)
             modules = {name: model.get_submodule(name) for name in spec.members}
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"quantization_config: {error}") from error
@@ -204,16 +215,21 @@ def _install(model: nn.Module, config: Mapping[str, Any] | None) -> dict[str, Qu
                 raise CheckpointError(
                     f"layer {name} has {linear.in_features} input features, in the checkpoint {transform.width}"
                 )
-        built = build(
-            spec, {name: linear.out_features for name, linear in linears.items()}, transform
-        )
-        for name, layer in built.items():
-            layer.allocate(linears[name].bias, linears[name].weight.dtype)
-            layer.to(linears[name].weight.device)
-        layers.update(built)
+        layers.update(_empty(spec, linears, transform))
     for name, layer in layers.items():
         model.set_submodule(name, layer)
     return layers
+
+
+def _empty(
+    spec: InputSpec, linears: Mapping[str, nn.Linear], transform: Transform
+) -> dict[str, QuantLinear]:
+    """Quantized layers on meta for the linears of one input."""
+    built = build(spec, {name: its.out_features for name, its in linears.items()}, transform)
+    with torch.device("meta"):
+        for name, layer in built.items():
+            layer.allocate(linears[name].bias, linears[name].weight.dtype)
+    return built
 
 
 def check_names(expected: set[str], found: set[str]) -> None:
@@ -226,17 +242,19 @@ def check_names(expected: set[str], found: set[str]) -> None:
         )
 
 
-def verify(layers: Mapping[str, QuantLinear], config: Mapping[str, Any]) -> None:
-    """Raise CheckpointError for the first layer whose tensors do not have the recorded checksum."""
+def of_layer(name: str, layer: QuantLinear, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of the layer `name`, out of all of a checkpoint, under the layer's own names."""
+    return {key: tensors[f"{name}.{key}"] for key in layer.state_dict()}
+
+
+def verify(layers: Mapping[str, Mapping[str, Tensor]], config: Mapping[str, Any]) -> None:
+    """Raise CheckpointError for the first layer whose tensors (by the layer's names) lack the recorded checksum."""
     recorded = config["checksums"]
-    for name, layer in layers.items():
-        if checksum(layer) != recorded.get(name):
+    for name, found in digests.of_each(layers).items():
+        if found != recorded.get(name):
             raise CheckpointError(f"layer {name}: checksum mismatch, the checkpoint is damaged")
 
 
 def checksum(layer: nn.Module) -> str:
     """BLAKE2b of the layer's tensors (names, dtypes, shapes, bytes), 16 hex digits."""
-    content = hashlib.blake2b(digest_size=8)
-    for name, tensor in sorted(layer.state_dict().items()):
-        digests.add_tensor(content, name, tensor)
-    return content.hexdigest()
+    return digests.of_tensors(layer.state_dict())

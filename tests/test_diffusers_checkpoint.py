@@ -19,6 +19,7 @@ from dirotq.config import config_folder
 from dirotq.linear import QuantLinear
 from tests.support.plain import bytes_of
 from tests.support.tiny import build_transformer, transformer_batch
+from tests.support.written import shapes_of, written_by
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
@@ -66,6 +67,32 @@ def test_round_trip_and_second_generation_are_bitwise(
         for f in (saved, tmp_path / "again")
     )
     assert first == second
+
+
+@pytest.mark.parametrize("device_map", ["cpu", {"": "cpu"}, "auto"], ids=str)
+def test_tensors_go_straight_to_the_device_of_a_map(
+    model: PixArtTransformer2DModel, saved: Path, device_map: Any
+) -> None:
+    """No 16-bit weight of a quantized layer is made on the way."""
+    layers = {name for name, module in model.named_modules() if isinstance(module, QuantLinear)}
+    weights = shapes_of(build_transformer(), layers.__contains__)
+    assert weights  # of a shape that no other linear has
+    assert written_by(build_transformer) >= weights
+    found: list[PixArtTransformer2DModel] = []
+    made = written_by(
+        lambda: found.append(PixArtTransformer2DModel.from_pretrained(saved, device_map=device_map))
+    )
+    assert not made & weights
+    state = {name: tensor.cpu() for name, tensor in found[0].state_dict().items()}
+    assert bytes_of(state) == bytes_of(model.state_dict())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_map_to_a_gpu(model: PixArtTransformer2DModel, saved: Path) -> None:
+    loaded = PixArtTransformer2DModel.from_pretrained(saved, device_map="cuda")
+    assert {tensor.device.type for tensor in loaded.state_dict().values()} == {"cuda"}
+    state = {name: tensor.cpu() for name, tensor in loaded.state_dict().items()}
+    assert bytes_of(state) == bytes_of(model.state_dict())
 
 
 @pytest.mark.parametrize("bits", sorted(p.stem for p in (config_folder() / "bits").glob("*.yaml")))

@@ -31,7 +31,8 @@ class Diagonal(Transform):
             )
         # After rounding: what underflows to zero in bfloat16 could not be divided by.
         wrong = ~(torch.isfinite(stored) & (stored > 0))
-        if bool(wrong.any()):
+        # An empty one may be on the meta device, where there are no values to look at.
+        if scales is not None and bool(wrong.any()):
             channel = int(wrong.nonzero()[0])
             raise ValueError(
                 f"diagonal transform: scales[{channel}]={float(stored[channel]):g}, allowed are positive numbers"
