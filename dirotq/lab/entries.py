@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,36 +16,29 @@ from dirotq.calibrate import InputStatistics
 from dirotq.quantize import LayerReport, Report
 
 _TENSORS = ("moment", "absmax", "sample")
+_PLAIN = ("members", "width", "rows", "lowest")
+_FILE = "{:05d}.safetensors"
 
 
-def save_statistics(statistics: Sequence[InputStatistics], folder: Path) -> None:
-    """Write what `load_statistics` reads: `inputs.json` and `statistics.safetensors`."""
-    tensors, entries = {}, []
-    for index, entry in enumerate(statistics):
-        entries.append(
-            {
-                "members": entry.members,
-                "width": entry.width,
-                "rows": entry.rows,
-                "lowest": entry.lowest,
-            }
-        )
-        for name in _TENSORS:
-            tensors[f"{index:05d}/{name}"] = getattr(entry, name)
-    save_file(tensors, folder / "statistics.safetensors")
-    atomic_write_json(folder / "inputs.json", entries)
+def save_statistics(statistics: Iterable[InputStatistics], folder: Path) -> None:
+    """Write what `load_statistics` reads, each input when it comes: a file of its tensors; in the end `inputs.json`."""
+    described: list[dict[str, Any]] = []
+    for entry in statistics:
+        tensors = {name: getattr(entry, name).cpu() for name in _TENSORS}
+        save_file(tensors, folder / _FILE.format(len(described)))
+        described.append({name: getattr(entry, name) for name in _PLAIN})
+        # Nothing else refers to them: their memory is free before the next ones are made.
+        del entry, tensors
+    atomic_write_json(folder / "inputs.json", described)
 
 
 def load_statistics(folder: Path) -> list[InputStatistics]:
-    """The statistics in the order in which they were saved."""
-    tensors = load_file(folder / "statistics.safetensors")
+    """The statistics in the order in which they were saved; the files are mapped, not read."""
     found = []
-    for index, entry in enumerate(json.loads((folder / "inputs.json").read_text())):
-        moment, absmax, sample = (tensors[f"{index:05d}/{name}"] for name in _TENSORS)
-        members, width, rows = tuple(entry["members"]), entry["width"], entry["rows"]
-        found.append(
-            InputStatistics(members, width, rows, moment, absmax, sample, lowest=entry["lowest"])
-        )
+    for number, fields in enumerate(json.loads((folder / "inputs.json").read_text())):
+        fields["members"] = tuple(fields["members"])
+        fields |= load_file(folder / _FILE.format(number))
+        found.append(InputStatistics(**fields))
     return found
 
 

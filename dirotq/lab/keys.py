@@ -16,6 +16,13 @@ from dirotq.models import layout_of
 from dirotq.pipeline import Pipeline, fingerprint
 from dirotq.prompts import Prompt
 
+_COLLECTS = (
+    "calibrate.py",
+    "passes.py",
+    "models",
+    "lab/collecting.py",
+    "lab/entries.py",
+)  # statistics, and how they are kept
 _QUANTIZES = (
     "formats",
     "transforms",
@@ -60,7 +67,7 @@ class Keys:
             "prompts": [[p.id, p.text] for p in prompts],
             "machine": machine,
             "layout": self._layout,
-            "source": source_hash("calibrate.py", "models", "lab/trial.py"),
+            "source": source_hash(*_COLLECTS, "lab/trial.py"),
         }
 
     def records(self) -> dict[str, Any]:
@@ -75,7 +82,7 @@ class Keys:
 
     def statistics(self) -> dict[str, Any]:
         """Of the inputs' statistics."""
-        source = source_hash("calibrate.py", "models")
+        source = source_hash(*_COLLECTS)
         return {"records": self.records(), "layout": self._layout, "source": source}
 
     def quantized(self) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 reference images   16-bit images of the evaluation prompts
 records            calls of the transformer over calibration trajectories
-statistics         of every distinct layer input, from the records
+statistics         of every distinct layer input, from the records, in as few passes as memory allows
 quantized          the quantized transformer, as a checkpoint, and its layer table
 images             images by the checkpoint, loaded as anyone would load it
 latents            of the first prompts after every step, kept while the images of either model are drawn
@@ -15,7 +15,7 @@ import copy
 import json
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,13 +24,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from dirotq import calibrate
 from dirotq.atomic import atomic_write_json
 from dirotq.backend import set_backend
-from dirotq.calibrate import InputStatistics
+from dirotq.calibrate import Batch, InputStatistics
 from dirotq.config import Job
 from dirotq.lab import trial as trials
 from dirotq.lab.cache import shared_cache
+from dirotq.lab.collecting import collecting
 from dirotq.lab.devices import resolve_device, resolve_dtype
 from dirotq.lab.drawing import Drawer, Trajectory
 from dirotq.lab.entries import load_report, load_statistics, save_report, save_statistics
@@ -39,7 +39,6 @@ from dirotq.lab.keys import Keys
 from dirotq.lab.progress import bar, track
 from dirotq.lab.results import environment
 from dirotq.lab.team import Team
-from dirotq.models import layout_of, rewrite
 from dirotq.pipeline import Pipeline
 from dirotq.prompts import load_prompts
 from dirotq.quantize import Report, quantize
@@ -162,13 +161,13 @@ class Stages:
         """Statistics of every distinct input of the layout's linears."""
 
         def build(folder: Path) -> None:
-            paths = track(sorted(self.records().glob("*.safetensors")), "layer statistics")
-            calls = (load_call(path, self.device) for path in paths)
-            model = self.pipeline.transformer
-            layout = layout_of(model)
-            with rewrite.applied(model, layout):
-                found = calibrate.collect(model, layout.select(model), calls, strict=layout.strict)
-            save_statistics(found, folder)
+            paths = sorted(self.records().glob("*.safetensors"))
+
+            def calls() -> Iterator[Batch]:
+                return (load_call(path, self.device) for path in track(paths, "layer statistics"))
+
+            with collecting(self.pipeline.transformer, calls) as (_, statistics):
+                save_statistics(statistics, folder)
 
         return load_statistics(self._stage("statistics", self.keys.statistics(), build))
 

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dirotq import calibrate
 from dirotq.atomic import atomic_write_json
 from dirotq.calibrate import InputStatistics
+from dirotq.lab.collecting import collecting
 from dirotq.lab.entries import load_statistics, save_statistics
 from dirotq.models import layout_of, rewrite
 from dirotq.pipeline import Pipeline
@@ -49,7 +49,7 @@ class Trial:
 
     step, rest: of a denoising step, and of an image's text and decoding. record: of a calibration record.
     record_bytes: of a recorded call. base_bytes, image_bytes: memory before, and of a prompt more in a batch;
-    statistics_bytes: of all inputs' statistics while they are collected. inputs: all distinct ones of the layout.
+    statistics_bytes: of statistics while they are collected, in one pass. inputs: all distinct ones of the layout.
     """
 
     step: float
@@ -76,18 +76,10 @@ def conduct(pipeline: Pipeline, prompts: Sequence[Prompt], folder: Path) -> None
     whole = _now(pipeline) - times[0]
     step = times[-1] - times[-2] if len(times) > _STEPS else whole / _STEPS
     drawn = peak_bytes(pipeline.pipe.device)
-    model = pipeline.transformer
-    layout = layout_of(model)
     start = _now(pipeline)
-    with rewrite.applied(model, layout):
-        found = calibrate.collect(model, layout.select(model), [call], strict=layout.strict)
-        outputs = {
-            entry.name: sum(_rows(model.get_submodule(name)) for name in entry.members)
-            for entry in found
-        }
+    inputs = _collect(pipeline.transformer, call, count, folder)
     # Collecting runs the model once more than there are batches.
     record = max(0.0, _now(pipeline) - start - step)
-    inputs = [Input(e.members, e.width, outputs[e.name], e.rows / count) for e in found]
     trial = Trial(
         step / count,
         max(0.0, whole - _STEPS * step) / count,
@@ -96,10 +88,28 @@ def conduct(pipeline: Pipeline, prompts: Sequence[Prompt], folder: Path) -> None
         base,
         (drawn - base) / count,
         peak_bytes(pipeline.pipe.device) - drawn,
-        tuple(inputs),
+        inputs,
     )
     atomic_write_json(folder / "trial.json", asdict(trial))
-    save_statistics([found[inputs.index(typical(inputs))]], folder)
+
+
+def _collect(
+    model: nn.Module, call: Mapping[str, Any], count: int, folder: Path
+) -> tuple[Input, ...]:
+    """All distinct inputs of a call of `count` prompts; the typical one's statistics go into `folder`."""
+    inputs = {}
+    with collecting(model, [call]) as (groups, statistics):
+        for members in groups:
+            shapes = [model.get_submodule(name).get_parameter("weight").shape for name in members]
+            outputs = sum(shape[0] for shape in shapes)
+            inputs[members] = Input(members, shapes[0][1], outputs, rows=0)
+        kept = typical(list(inputs.values())).members
+        for entry in statistics:
+            inputs[entry.members] = replace(inputs[entry.members], rows=entry.rows / count)
+            if entry.members == kept:
+                save_statistics([entry], folder)
+            del entry
+    return tuple(inputs.values())
 
 
 def load(folder: Path) -> tuple[Trial, InputStatistics]:
@@ -173,10 +183,6 @@ def _copy(linear: nn.Module) -> nn.Linear:
     copied = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
     copied.weight = nn.Parameter(weight.detach().clone(), requires_grad=False)
     return copied
-
-
-def _rows(linear: nn.Module) -> int:
-    return int(linear.get_parameter("weight").shape[0])
 
 
 def _tensors(values: Mapping[str, Any]) -> list[Tensor]:

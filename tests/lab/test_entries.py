@@ -1,12 +1,14 @@
 """What a stage keeps comes back as it was."""
 
 import json
+import weakref
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from dirotq.calibrate import collect
+from dirotq.calibrate import InputStatistics, collect
 from dirotq.lab.entries import load_statistics, save_statistics
 
 
@@ -21,3 +23,27 @@ def test_statistics_come_back_as_they_were(tmp_path: Path) -> None:
         for name in ("moment", "absmax", "sample"):
             assert torch.equal(getattr(mine, name), getattr(theirs, name))
     assert "Infinity" not in json.dumps(json.loads((tmp_path / "inputs.json").read_text()))
+
+
+def test_memory_of_an_input_is_free_before_the_next_one_comes(tmp_path: Path) -> None:
+    moments: list[weakref.ref[Tensor]] = []
+
+    def statistics() -> Iterator[InputStatistics]:
+        for number in range(3):
+            assert [moment() for moment in moments] == [None] * number
+            moment = torch.eye(4).double()
+            moments.append(weakref.ref(moment))
+            entry = InputStatistics(
+                (str(number),),
+                4,
+                moment=moment,
+                absmax=torch.ones(4),
+                sample=torch.eye(4),
+                lowest=0.0,
+            )
+            del moment
+            yield entry
+            del entry
+
+    save_statistics(statistics(), tmp_path)
+    assert len(load_statistics(tmp_path)) == 3

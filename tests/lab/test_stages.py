@@ -6,11 +6,15 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
-from dirotq.lab import entries
+from dirotq import calibrate, passes
+from dirotq.config import build_job, compose_config
+from dirotq.lab import entries, trial
 from dirotq.lab.cache import Cache
 from dirotq.lab.stages import Stages
-from dirotq.records import spread
+from dirotq.models import layout_of, rewrite
+from dirotq.records import load_call, spread
 from tests.support.jobs import job
 
 
@@ -52,3 +56,55 @@ def test_seconds_of_a_stage_leave_out_only_what_was_waited_for(
 
     assert outer("the inner stage is built") == {"inner": 5, "outer": 2}
     assert outer("the inner stage is found") == {"inner": 5, "outer": 2}
+
+
+@pytest.fixture
+def halves(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Makes half of the inputs fit a pass; gets how many waited before each."""
+    waiting: list[int] = []
+
+    def fitting(model: object, groups: list[object], *_: object) -> int:
+        waiting.append(len(groups))
+        return -(-waiting[0] // 2)
+
+    monkeypatch.setattr(passes, "fitting", fitting)
+    return waiting
+
+
+@pytest.mark.parametrize("name", ["tiny", "emoji"])
+def test_statistics_in_two_passes_are_those_of_one(
+    name: str, tiny_pipeline: Path, tmp_path: Path, halves: list[int]
+) -> None:
+    small = ("model=emoji", "model.steps=2", "calib.prompts=1", "calib.batch=1", "calib.records=2")
+    place = f"runtime.cache={tmp_path}", "runtime.device=cpu"
+    tiny = job(tiny_pipeline, tmp_path, "method=rtn")
+    stages = Stages(tiny if name == "tiny" else build_job(compose_config([*small, *place])))
+    found = stages.statistics()
+    assert halves == [len(found), len(found) // 2]
+    calls = [load_call(path) for path in sorted(stages.records().glob("*.safetensors"))]
+    assert len(calls) == 2
+    model = stages.pipeline.transformer
+    layout = layout_of(model)
+    with rewrite.applied(model, layout):
+        expected = calibrate.collect(model, layout.select(model), calls)
+    for mine, theirs in zip(found, expected, strict=True):
+        assert (mine.members, mine.width, mine.rows) == (theirs.members, theirs.width, theirs.rows)
+        assert mine.lowest == theirs.lowest
+        for part in ("moment", "absmax", "sample"):
+            assert torch.equal(getattr(mine, part), getattr(theirs, part))
+
+
+def test_a_trial_in_two_passes_finds_the_same_inputs(
+    tiny_pipeline: Path, tmp_path: Path, halves: list[int]
+) -> None:
+    stages = Stages(job(tiny_pipeline, tmp_path, "method=rtn"))
+    found, kept = stages.trial()
+    assert len(halves) == 2
+    assert kept.members == trial.typical(found.inputs).members
+    model = stages.pipeline.transformer
+    with rewrite.applied(model, layout_of(model)):
+        for one in found.inputs:
+            linears = [model.get_submodule(name) for name in one.members]
+            assert {linear.in_features for linear in linears} == {one.width}
+            assert sum(linear.out_features for linear in linears) == one.outputs
+            assert one.rows > 0
