@@ -36,6 +36,7 @@ _QUANTIZES = (
     "linear.py",
     "storage.py",
     "checkpoint.py",
+    "placement.py",
     "diffusers_quantizer.py",
     "_diffusers_classes.py",
 )  # source files and packages that decide a checkpoint, or what its simulated layers compute

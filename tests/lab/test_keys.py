@@ -52,6 +52,7 @@ def stages(keys: Keys) -> dict[str, Any]:
         ("backend.py", "auto", {"drawn"}),
         ("linear.py", "reference", {"quantized", "drawn"}),
         ("linear.py", "auto", {"quantized", "drawn"}),
+        ("placement.py", "reference", {"quantized", "drawn"}),
         ("passes.py", "reference", {"statistics", "quantized", "drawn"}),
         ("calibrate.py", "reference", {"statistics", "quantized", "drawn"}),
         ("judge/rubric.py", "auto", set()),
