@@ -175,6 +175,24 @@ def quantizing_costs(source: Path) -> str:
     return "\n".join([*lines, "", note, *_failures(content), "", _origin(content, source)]) + "\n"
 
 
+def loading_costs(source: Path) -> str:
+    """A row for each way to load a packed model: seconds, and memory beside what 16 bits would take."""
+    content = _read(source)
+    titles = ["linears", "by", "seconds", "GPU peak GB", "host GB", "file GB", "16-bit GB"]
+    keys = ("peak_bytes", "host_bytes", "file_bytes", "bf16_bytes")
+    lines = _head(titles)
+    for row in _measured(content):
+        sizes = [_hundredths(row.get(key)) for key in keys]
+        way = "dirotq.load" if row["way"] == "load" else "from_pretrained(device_map=)"
+        cells = [f"`{row['precision']}`", f"`{way}`", f"{row['load_seconds']:.1f}", *sizes]
+        lines.append(_line(cells))
+    note = (
+        "A new process, from nothing to the model on the device; the file, just written, is in the system's memory. "
+        "GPU: most memory allocated. Host: growth of the process's own memory at its most, without the mapped file."
+    )
+    return "\n".join([*lines, "", note, *_failures(content), "", _origin(content, source)]) + "\n"
+
+
 def _read(source: Path) -> Row:
     content: Row = json.loads(source.read_text(encoding="utf-8"))
     return content
@@ -235,6 +253,10 @@ def _ms(value: float) -> str:
 
 def _gigabytes(value: int | None) -> str:
     return "-" if value is None else f"{value / _GB:.1f}"
+
+
+def _hundredths(value: int | None) -> str:
+    return "-" if value is None else f"{value / _GB:.2f}"
 
 
 def _megabytes(row: Row | None, key: str) -> str:

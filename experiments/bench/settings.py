@@ -15,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from dirotq.config import config_folder, explain
 from dirotq.settings import Settings
-from experiments.bench import layers, models, offloading, quantizing, ranks
+from experiments.bench import layers, loading, models, offloading, quantizing, ranks
 from experiments.bench.record import Recorder, head
 
 
@@ -31,6 +31,7 @@ BENCHES: dict[str, tuple[type[Settings], str]] = {
     "model": (models.ModelBench, models.WHAT),
     "offload": (offloading.OffloadBench, offloading.WHAT),
     "rank": (ranks.RankBench, ranks.WHAT),
+    "load": (loading.LoadBench, loading.WHAT),
     "quantize": (quantizing.QuantizeBench, quantizing.WHAT),
 }
 

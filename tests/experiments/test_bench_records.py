@@ -1,6 +1,7 @@
 """Benches: taking turns, writing rows, and dividing a trace by kind."""
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 from experiments.bench.kinds import divided, kind_of
+from experiments.bench.loading import HostPeak
 from experiments.bench.record import Recorder
 from experiments.bench.timing import Timed, in_turn, summary
 
@@ -108,3 +110,21 @@ def test_a_trace_is_divided_by_kind() -> None:
     assert found["kernels"] == 3
     assert found["longest"][0] == {"kernel": "nvjet_a", "kind": "gemm", "ms": 1.5, "calls": 2}
     assert divided([]) is None
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
+def test_the_peak_of_the_host_is_of_what_the_process_owns(tmp_path: Path) -> None:
+    size = 64 << 20
+    path = tmp_path / "mapped"
+    with path.open("wb") as file:
+        file.write(bytes(size))
+    with HostPeak() as mapped:
+        torch.from_file(str(path), size=size, dtype=torch.uint8).max()
+    with HostPeak() as owned:
+        block = torch.ones(size, dtype=torch.uint8)
+        time.sleep(0.2)
+        del block  # the peak counts, not what is left
+    assert owned.growth is not None
+    assert mapped.growth is not None
+    # Everything else that happens meanwhile is small beside the block.
+    assert mapped.growth < size // 2 < 7 * size // 8 < owned.growth < 2 * size
