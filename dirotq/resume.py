@@ -13,6 +13,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -100,10 +101,17 @@ def run_of(
     """Name of a run: 32 hex digits of all that decides its result. calibration: identity of the batches."""
     content = [
         *(_VERSION, LAYOUT_VERSION, __version__, device.type, calibration, repr(layout)),
-        *(recipe.to_dict(), repr(model), repr(getattr(model, "config", None))),
+        *(recipe.to_dict(), repr(model), _settings(getattr(model, "config", None))),
         digests.of_weights(model),
     ]
     return digests.of_text(json.dumps(content, sort_keys=True))
+
+
+def _settings(config: Any) -> str:
+    """A model's configuration; what diffusers notes in it besides, in an order that no two processes share, left out."""
+    if isinstance(config, Mapping):
+        config = sorted((str(key), repr(its)) for key, its in config.items() if str(key)[0] != "_")
+    return repr(config)
 
 
 def _read(path: Path, check: bool) -> Finished:

@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers.configuration_utils import FrozenDict
 from torch import Tensor, nn
 
 import dirotq
-from dirotq.models import Layout
-from dirotq.resume import Finished, Shelf
+from dirotq.models import Layout, layout_of
+from dirotq.resume import Finished, Shelf, run_of
+from tests.support import architectures
 from tests.support.plain import Stack, bytes_of, outlier_rows
 
 BATCHES = [(outlier_rows(40, 48, seed=seed),) for seed in range(3)]
@@ -211,6 +213,18 @@ def test_what_changes_the_result_is_another_run(
     options = {key: value() if callable(value) else value for key, value in changed.items()}
     quantized(workdir=tmp_path, **options)
     assert made == NAMES
+
+
+def test_notes_of_diffusers_in_a_configuration_do_not_count() -> None:
+    """Which of its values are defaults stands in it as a list, in another order for every process."""
+    model = architectures.build("FluxTransformer2DModel")
+    runs = []
+    for defaults in (["num_layers", "patch_size"], ["patch_size", "num_layers"]):
+        model._internal_dict = FrozenDict({**model.config, "_use_default_values": defaults})
+        runs.append(run_of(model, RECIPE, layout_of(model), "", torch.device("cpu")))
+    model._internal_dict = FrozenDict({**model.config, "patch_size": 2})
+    runs.append(run_of(model, RECIPE, layout_of(model), "", torch.device("cpu")))
+    assert runs[0] == runs[1] != runs[2]
 
 
 def test_an_identity_saves_reading_the_batches(tmp_path: Path, expected: Any) -> None:
