@@ -111,8 +111,9 @@ def _write(
         values = fp4h_values(sums, factor, ROWS, COLUMNS // 32, EXACT=False)
     else:
         values = sums * factor[:, :, None]
-        if TYPE == tl.float32:
-            values = round_to_e4m3(values)  # which a GPU's conversion does, and the interpreter's does not
+        if tl.float32 == TYPE:
+            # A conversion of the GPU does it, but not the interpreter's.
+            values = round_to_e4m3(values)
     codes = tl.reshape(values.to(tl.float8e4nv), (ROWS, COLUMNS))
     columns = column + tl.arange(0, COLUMNS)
     target = a_ptr + rows[:, None] * (low + 3 * rank) + columns[None, :]
