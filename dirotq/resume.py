@@ -108,7 +108,7 @@ def run_of(
 
 
 def _settings(config: Any) -> str:
-    """A model's configuration; what diffusers notes in it besides, in an order that no two processes share, left out."""
+    """A model's configuration without what diffusers notes in it besides, in another order for every process."""
     if isinstance(config, Mapping):
         config = sorted((str(key), repr(its)) for key, its in config.items() if str(key)[0] != "_")
     return repr(config)

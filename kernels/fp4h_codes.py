@@ -57,7 +57,8 @@ def _inverse(bits):
 
 @triton.jit
 def _error(x, trial, step, ROWS: tl.constexpr, GROUPS: tl.constexpr):
-    error = tl.fma(trial, step[:, :, None], -x)
+    # Not one fused sum: where the product overflows, as decoding would, the error is infinite.
+    error = trial * step[:, :, None] - x
     error = error * error
     for level in tl.static_range(5):
         error = tl.sum(tl.reshape(error, (ROWS, GROUPS, 16 >> level, 2)), axis=3)

@@ -28,33 +28,38 @@ def _load_tile(x_ptr, rows, column, stride, low, COLUMNS: tl.constexpr):
 
 
 @triton.jit
-def _load_pair(base_ptr, offsets, distance, inside, EVEN: tl.constexpr, TYPE: tl.constexpr):
-    """Two operands, the second one `distance` behind the first."""
+def _reflected(ptr, rows, start, rank, RANKS: tl.constexpr, EVEN: tl.constexpr):
+    """Both terms of RANKS coordinates from `start` on, side by side: [ROWS, 2 RANKS]."""
+    both = tl.arange(0, 2 * RANKS)
+    ranks = start + both % RANKS
+    offsets = rows[:, None] * (2 * rank) + (both // RANKS * rank + ranks)[None, :]
     if EVEN:
-        return tl.load(base_ptr + offsets).to(TYPE), tl.load(base_ptr + distance + offsets).to(TYPE)
+        return tl.load(ptr + offsets)
     else:
-        first = tl.load(base_ptr + offsets, mask=inside, other=0.0)
-        second = tl.load(base_ptr + distance + offsets, mask=inside, other=0.0)
-        return first.to(TYPE), second.to(TYPE)
+        return tl.load(ptr + offsets, mask=(ranks < rank)[None, :], other=0.0)
 
 
 @triton.jit
-def _reflected(ptr, rows, ranks, rank, EVEN: tl.constexpr, TYPE: tl.constexpr):
+def _first(ptr, rows, ranks, rank, EVEN: tl.constexpr):
+    """The first terms alone."""
     offsets = rows[:, None] * (2 * rank) + ranks[None, :]
-    return _load_pair(ptr, offsets, rank, (ranks < rank)[None, :], EVEN, TYPE)
+    if EVEN:
+        return tl.load(ptr + offsets)
+    else:
+        return tl.load(ptr + offsets, mask=(ranks < rank)[None, :], other=0.0)
 
 
 @triton.jit
-def _tile_ptr(mix_ptr, column, rank, COLUMNS: tl.constexpr):
+def _tile_ptr(mix_ptr, column, rank, COLUMNS: tl.constexpr, PARTS: tl.constexpr):
     # The start is a multiple of COLUMNS already.
-    return mix_ptr + column * (COLUMNS + 2 * rank).to(tl.int64)
+    return mix_ptr + column * (COLUMNS + PARTS * rank).to(tl.int64)
 
 
 @triton.jit
-def _hadamard(mix_ptr, column, rank, COLUMNS: tl.constexpr, TYPE: tl.constexpr):
+def _hadamard(mix_ptr, column, rank, COLUMNS: tl.constexpr, PARTS: tl.constexpr):
     inner = tl.arange(0, COLUMNS)
-    tile_ptr = _tile_ptr(mix_ptr, column, rank, COLUMNS)
-    return tl.load(tile_ptr + inner[:, None] * COLUMNS + inner[None, :]).to(TYPE)
+    tile_ptr = _tile_ptr(mix_ptr, column, rank, COLUMNS, PARTS)
+    return tl.load(tile_ptr + inner[:, None] * COLUMNS + inner[None, :])
 
 
 @triton.jit
@@ -63,20 +68,18 @@ def _folded(
     column,
     ranks,
     rank,
+    PART: tl.constexpr,
     COLUMNS: tl.constexpr,
+    PARTS: tl.constexpr,
     EVEN: tl.constexpr,
-    TYPE: tl.constexpr,
 ):
-    tile_ptr = _tile_ptr(mix_ptr, column, rank, COLUMNS)
-    offsets = (COLUMNS + ranks)[:, None] * COLUMNS + tl.arange(0, COLUMNS)[None, :]
-    return _load_pair(tile_ptr, offsets, rank * COLUMNS, (ranks < rank)[:, None], EVEN, TYPE)
-
-
-@triton.jit
-def _correct(sums, first, second, leading, rest):
-    sums = tl.dot(first, leading, sums)
-    sums = tl.dot(first, rest, sums)
-    return tl.dot(second, leading, sums)
+    """Rows `ranks` of a tile's folded correction, or of its second part."""
+    tile_ptr = _tile_ptr(mix_ptr, column, rank, COLUMNS, PARTS)
+    offsets = (COLUMNS + PART * rank + ranks)[:, None] * COLUMNS + tl.arange(0, COLUMNS)[None, :]
+    if EVEN:
+        return tl.load(tile_ptr + offsets)
+    else:
+        return tl.load(tile_ptr + offsets, mask=(ranks < rank)[:, None], other=0.0)
 
 
 @triton.jit
@@ -124,7 +127,9 @@ def _write(
 def rotate_kernel(
     x_ptr,
     reflected_ptr,
+    reach_ptr,
     mix_ptr,
+    folded_ptr,  # the same memory, as the reflected's type
     scale_ptr,
     a_ptr,
     num_rows,
@@ -140,36 +145,51 @@ def rotate_kernel(
     RANKS: tl.constexpr,
     WHOLE: tl.constexpr,  # RANKS is not below the rank
     EVEN: tl.constexpr,  # RANKS divides the rank
+    PARTS: tl.constexpr,  # of the folded correction
     TERMS: tl.constexpr,
     TYPE: tl.constexpr,
+    HALF: tl.constexpr,
 ):
     """Low codes of a tile of rows in several tiles of columns (ACROSS), or the other way round."""
     ranks = tl.arange(0, RANKS)
+    both = tl.arange(0, 2 * RANKS) % RANKS
     row = tl.program_id(0) * ROWS
     column = tl.program_id(0) * COLUMNS
     rows = _row_indices(row, num_rows, ROWS)
     if ACROSS:
         num_tiles = tl.cdiv(width - rank, COLUMNS)
-        first, second = _reflected(reflected_ptr, rows, ranks, rank, EVEN, TYPE)
+        reflected = _reflected(reflected_ptr, rows, 0, rank, RANKS, EVEN).to(HALF)
+        reach = tl.load(reach_ptr + rows)[:, None]
+        if PARTS == 2:
+            first = _first(reflected_ptr, rows, ranks, rank, EVEN).to(HALF)
     else:
         num_tiles = tl.cdiv(num_rows, ROWS)
-        hadamard = _hadamard(mix_ptr, column, rank, COLUMNS, TYPE)
-        leading, rest = _folded(mix_ptr, column, ranks, rank, COLUMNS, EVEN, TYPE)
+        hadamard = _hadamard(mix_ptr, column, rank, COLUMNS, PARTS).to(TYPE)
     start = tl.program_id(1) * tiles
     for tile in range(start, tl.minimum(start + tiles, num_tiles)):
         if ACROSS:
             column = tile * COLUMNS
-            hadamard = _hadamard(mix_ptr, column, rank, COLUMNS, TYPE)
+            hadamard = _hadamard(mix_ptr, column, rank, COLUMNS, PARTS).to(TYPE)
         else:
             row = tile * ROWS
             rows = _row_indices(row, num_rows, ROWS)
+            reach = tl.load(reach_ptr + rows)[:, None]
         x = _load_tile(x_ptr, rows, column, stride, width - rank, COLUMNS)
-        sums = product(tl.zeros((ROWS, COLUMNS), tl.float32), x, hadamard, TERMS, TYPE)
+        sums = tl.zeros((ROWS, COLUMNS), tl.float32)
         for part in range(0, 1 if WHOLE else rank, RANKS):
-            if ACROSS or not WHOLE:
-                leading, rest = _folded(mix_ptr, column, part + ranks, rank, COLUMNS, EVEN, TYPE)
+            place = (folded_ptr, column, part + both, rank)
+            folded = _folded(*place, 0, COLUMNS, PARTS, EVEN).to(HALF)
             if not (ACROSS and WHOLE):
-                first, second = _reflected(reflected_ptr, rows, part + ranks, rank, EVEN, TYPE)
-            sums = _correct(sums, first, second, leading, rest)
+                reflected = _reflected(reflected_ptr, rows, part, rank, RANKS, EVEN).to(HALF)
+            sums = tl.dot(reflected, folded, sums)
+            if PARTS == 2:
+                place = (folded_ptr, column, part + ranks, rank)
+                rest = _folded(*place, 1, COLUMNS, PARTS, EVEN).to(HALF)
+                if not (ACROSS and WHOLE):
+                    first = _first(reflected_ptr, rows, part + ranks, rank, EVEN).to(HALF)
+                sums = tl.dot(first, rest, sums)
+        if PARTS == 1:
+            sums *= reach
+        sums = product(sums, x, hadamard, TERMS, TYPE)
         place = (scale_ptr, a_ptr, row, column, num_rows, width, rank)
         _write(sums, *place, KIND, BLOCK, COLUMNS, ROWS, TYPE)

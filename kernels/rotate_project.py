@@ -77,18 +77,22 @@ def _fold(
     correction_ptr,
     signs_ptr,
     mix_ptr,
+    folded_ptr,
     low,
     rank,
+    PARTS: tl.constexpr,
     BLOCK: tl.constexpr,
     COLUMNS: tl.constexpr,
     RANKS: tl.constexpr,
     TYPE: tl.constexpr,
 ):
-    """Write a tile's [COLUMNS + 2 rank, COLUMNS]: D H, then - C D H in two parts."""
+    """Write a tile's [COLUMNS + PARTS rank, COLUMNS]: D H, then - C D H, in two parts or as float16."""
     inner = tl.arange(0, COLUMNS)
     columns = tile * COLUMNS + inner
     hadamard = _signed_hadamard(signs_ptr, tile, low, BLOCK, COLUMNS)
-    mix_ptr += tile.to(tl.int64) * (COLUMNS + 2 * rank) * COLUMNS
+    start = tile.to(tl.int64) * (COLUMNS + PARTS * rank) * COLUMNS
+    mix_ptr += start
+    folded_ptr += start
     tl.store(mix_ptr + inner[:, None] * COLUMNS + inner[None, :], hadamard.to(tl.bfloat16))
     hadamard = hadamard.to(TYPE)
     for start in range(0, rank, RANKS):
@@ -100,12 +104,15 @@ def _fold(
             other=0,
         )
         folded = tl.dot(_operand(codes, TYPE), hadamard)
-        # Sums of at most 128 codes have 15 bits: exact in two parts.
-        leading = _round_to_bfloat16(folded)
-        rest = _round_to_bfloat16(folded - leading)
-        target = mix_ptr + (COLUMNS + ranks)[:, None] * COLUMNS + inner[None, :]
-        tl.store(target, (-leading).to(tl.bfloat16), mask=inside)
-        tl.store(target + rank * COLUMNS, (-rest).to(tl.bfloat16), mask=inside)
+        target = folded_ptr + (COLUMNS + ranks)[:, None] * COLUMNS + inner[None, :]
+        if PARTS == 1:
+            # Sums of codes: whole numbers, exact up to 2048, which sums of 64 or 128 hardly ever pass.
+            tl.store(target, (-folded).to(tl.float16), mask=inside)
+        else:
+            leading = _round_to_bfloat16(folded)
+            rest = _round_to_bfloat16(folded - leading)
+            tl.store(target, (-leading).to(tl.bfloat16), mask=inside)
+            tl.store(target + rank * COLUMNS, (-rest).to(tl.bfloat16), mask=inside)
 
 
 @triton.jit
@@ -156,6 +163,7 @@ def project_kernel(
     sums_ptr,  # float32 [splits, num_rows, rank]
     energy_ptr,  # float32 [splits, num_rows]
     mix_ptr,
+    folded_ptr,  # the same memory, as float16 where PARTS is 1
     num_rows,
     width,
     stride,  # from a row of x to the next
@@ -163,6 +171,7 @@ def project_kernel(
     splits,
     steps,  # of DEPTH columns, in a split
     fold_tiles,
+    PARTS: tl.constexpr,
     BLOCK: tl.constexpr,
     COLUMNS: tl.constexpr,
     ROWS: tl.constexpr,
@@ -175,8 +184,8 @@ def project_kernel(
     program, part = tl.program_id(0), tl.program_id(1)
     if program < fold_tiles:
         if part == 0:
-            places = (correction_ptr, signs_ptr, mix_ptr, width - rank, rank)
-            _fold(program, *places, BLOCK, COLUMNS, RANKS, TYPE)
+            places = (correction_ptr, signs_ptr, mix_ptr, folded_ptr, width - rank, rank)
+            _fold(program, *places, PARTS, BLOCK, COLUMNS, RANKS, TYPE)
     else:
         program -= fold_tiles
         split = program % splits
@@ -211,12 +220,20 @@ def _row_scale(energy, projected, energy_bound, top_inverse, high_factor):
 
 
 @triton.jit
-def _store_parts(target, values, distance, inside):
-    """Two bfloat16 numbers whose sum is the value to 2^-17."""
-    leading = _round_to_bfloat16(values)
-    rest = _round_to_bfloat16(values - leading)
-    tl.store(target, leading.to(tl.bfloat16), mask=inside)
-    tl.store(target + distance, rest.to(tl.bfloat16), mask=inside)
+def _store_terms(target, reach_ptr, values, distance, inside, HALF: tl.constexpr):
+    """Two numbers whose sum is the value: to 2^-22 of its row's largest, over a power of two, or bfloat16, to 2^-17."""
+    if HALF:
+        reach = power_of_two(tl.maximum(tl.max(tl.abs(values), axis=1), 2.0**-100))
+        tl.store(reach_ptr, reach, mask=tl.max(inside.to(tl.int32), axis=1) > 0)
+        values *= inverse_of_power(reach)[:, None]
+        leading = values.to(tl.float16)
+        tl.store(target, leading, mask=inside)
+        tl.store(target + distance, (values - leading.to(tl.float32)).to(tl.float16), mask=inside)
+    else:
+        leading = _round_to_bfloat16(values)
+        rest = _round_to_bfloat16(values - leading)
+        tl.store(target, leading.to(tl.bfloat16), mask=inside)
+        tl.store(target + distance, rest.to(tl.bfloat16), mask=inside)
 
 
 @triton.jit
@@ -237,7 +254,8 @@ def combine_kernel(
     energy_ptr,
     subspace_scales_ptr,
     correction_scales_ptr,
-    reflected_ptr,  # bfloat16 [num_rows, 2 rank], high and low parts
+    reflected_ptr,  # [num_rows, 2 rank], first and second terms
+    reach_ptr,  # [num_rows]
     a_ptr,
     scale_ptr,
     num_rows,
@@ -275,7 +293,7 @@ def combine_kernel(
     if SCALED:
         reflected *= _load_scales(correction_scales_ptr, ranks, rank)
     target = reflected_ptr + rows[:, None] * (2 * rank) + ranks[None, :]
-    _store_parts(target, reflected, rank, inside)
+    _store_terms(target, reach_ptr + rows, reflected, rank, inside, SCALED)
     scale = _row_scale(energy, projected, energy_bound, top_inverse, high_factor)
     tl.store(scale_ptr + rows, scale, mask=present)
     high = projected * (-high_factor * inverse_of_power(scale))[:, None]

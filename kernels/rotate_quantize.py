@@ -5,8 +5,9 @@ With U [K, r], C [r, low], random signs D and a block Hadamard H (`dirotq.transf
     high = -x U,    low = (x_low - (x U + x_high) C) D H = x_low (D H) - (x U + x_high) (C D H).
 
 D H and C D H are folded once a call, so that each tile of `low` is one sum of tensor-core products, exact but for its
-additions and for x U + x_high, of which two bfloat16 terms are taken (2^-17). What is written is laid out as
-`dirotq_kernels.fp8_layout` says. Bound on a GPU: the bytes of two reads of x and of one write of a byte a value.
+additions and for x U + x_high, of which two terms are taken: of float16 (2^-22 of its row's largest) where C is codes,
+whose sums C D H are whole numbers that float16 holds, and of bfloat16 (2^-17) where it is not. What is written is laid
+out as `dirotq_kernels.fp8_layout` says. Bound on a GPU: the bytes of two reads of x and of one write of a byte a value.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from torch import Tensor
 # The kinds, and the largest value over the row's scale.
 _TOPS = {"fp4h": 256.0, "fp8": 448.0}
 _TERMS = {torch.bfloat16: 1, torch.float16: 2, torch.float32: 3}
+_HALVES = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 _LARGEST_BLOCK = 128
 # Of |x|², for what float32 sums of squares and of products lose: some 2^-20 of it.
 _MARGIN = 2.0**-12
@@ -93,11 +95,14 @@ def launch(
     # Triton's interpreter cannot multiply bfloat16.
     shared = {"TERMS": _TERMS[x.dtype], "TYPE": tl.bfloat16 if x.is_cuda else tl.float32}
     shared |= {"BLOCK": block, "COLUMNS": plan.columns, "enable_fp_fusion": True}
-    sums, energy, mix = _project(plan, x, subspace, correction, signs, shared)
-    reflected = torch.empty((rows, 2 * rank), dtype=torch.bfloat16, device=x.device)
+    shared["PARTS"] = 2 if subspace_scales is None else 1
+    half = torch.bfloat16 if subspace_scales is None else torch.float16
+    sums, energy, mix = _project(plan, x, subspace, correction, signs, half, shared)
+    reflected = torch.empty((rows, 2 * rank), dtype=half, device=x.device)
+    reach = torch.empty((rows,), dtype=torch.float32, device=x.device)
     padded = triton.next_power_of_2(rank)
     combined = max(1, _COMBINED // padded)
-    tensors = (x, sums, energy, subspace_scales, correction_scales, reflected, a, scale)
+    tensors = (x, sums, energy, subspace_scales, correction_scales, reflected, reach, a, scale)
     factors = (1.0 + slack + _MARGIN, 1.0 / _TOPS[kind], 2.0**-HIGH_SHIFT)
     combine_kernel[(triton.cdiv(rows, combined),)](
         *(*tensors, rows, width, x.stride(0), rank, sums.shape[0], *factors),
@@ -105,7 +110,7 @@ def launch(
         ROWS=combined,
         RANKS=padded,
     )
-    _emit(plan, x, reflected, mix, scale, a, KIND=kind, **shared)
+    _emit(plan, x, reflected, reach, mix, scale, a, KIND=kind, **shared)
     return a, scale
 
 
@@ -121,6 +126,7 @@ def _project(
     subspace: Tensor,
     correction: Tensor,
     signs: Tensor,
+    half: torch.dtype,
     shared: dict[str, Any],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Partial sums [splits, M, r] of `x` times the codes, and [splits, M] of squares; the folded matrices."""
@@ -133,11 +139,12 @@ def _project(
     splits, fold_tiles = triton.cdiv(steps, each), triton.cdiv(width - rank, plan.columns)
     sums = torch.empty((splits, rows, rank), dtype=torch.float32, device=device)
     energy = torch.empty((splits, rows), dtype=torch.float32, device=device)
-    shape = (fold_tiles, plan.columns + 2 * rank, plan.columns)
+    shape = (fold_tiles, plan.columns + shared["PARTS"] * rank, plan.columns)
     mix = torch.empty(shape, dtype=torch.bfloat16, device=device)
     tensors = (x, subspace.contiguous(), correction.contiguous(), signs.contiguous())
+    tensors += (sums, energy, mix, mix.view(half))
     project_kernel[(fold_tiles + row_tiles * splits, parts)](
-        *(*tensors, sums, energy, mix, rows, width, x.stride(0), rank, splits, each, fold_tiles),
+        *(*tensors, rows, width, x.stride(0), rank, splits, each, fold_tiles),
         ROWS=plan.project_rows,
         DEPTH=plan.project_depth,
         RANKS=ranks,
@@ -152,6 +159,7 @@ def _emit(
     plan: Plan,
     x: Tensor,
     reflected: Tensor,
+    reach: Tensor,
     mix: Tensor,
     scale: Tensor,
     a: Tensor,
@@ -165,13 +173,15 @@ def _emit(
     tiles = share(outer, inner, processors(x.device) * plan.resident, inner)
     if x.is_cuda:
         constants["maxnreg"] = plan.registers
+    folded = mix.view(reflected.dtype)
     rotate_kernel[(outer, triton.cdiv(inner, tiles))](
-        *(x, reflected, mix, scale, a, rows, width, x.stride(0), rank, tiles),
+        *(x, reflected, reach, mix, folded, scale, a, rows, width, x.stride(0), rank, tiles),
         ROWS=plan.rows,
         ACROSS=plan.across,
         RANKS=ranks,
         WHOLE=whole,
         EVEN=rank % ranks == 0,
+        HALF=_HALVES[reflected.dtype] if x.is_cuda else tl.float32,
         num_warps=plan.warps,
         num_stages=plan.stages,
         **constants,

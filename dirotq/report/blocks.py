@@ -176,6 +176,7 @@ BLOCKS = (
     Block("bench_model", "bench/flux.json", benches.model_speeds),
     Block("bench_model_pixart", "bench/pixart.json", benches.model_speeds),
     Block("bench_model_sana", "bench/sana.json", benches.model_speeds),
+    Block("bench_load", "bench/load_flux.json", benches.loading_costs),
     Block("bench_offload", "bench/offload.json", benches.offload_speeds),
     Block("bench_rank", "bench/rank.json", benches.rank_costs),
     Block("bench_quantize", "bench/quantize_flux.json", benches.quantizing_costs),

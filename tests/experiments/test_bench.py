@@ -78,12 +78,7 @@ def test_every_preset_is_a_bench(name: str) -> None:
     assert job.head["bench"] == name
 
 
-UNLISTED = pytest.mark.xfail(reason="its line of BLOCKS is to come")
-
-
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=UNLISTED) if n == "load_flux" else n for n in PRESETS]
-)
+@pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_has_a_table(name: str) -> None:
     assert name in {block.source.removeprefix("bench/").removesuffix(".json") for block in BLOCKS}
 

@@ -181,7 +181,7 @@ def test_every_output_is_written_and_no_other_memory(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(torch, "empty", poisoned)
     run(compact, draw64(67, 112).bfloat16(), "fp4h")
-    assert len(made) == 6
+    assert len(made) == 7
     for shape, memory in made.items():
         assert bool(memory[: math.prod(shape)].float().isfinite().all())
         assert bool(memory[math.prod(shape) :].float().isnan().all())
