@@ -31,7 +31,7 @@ class Plan:
     registers: int = 128
 
 
-_ACROSS = Plan(across=True, rows=128, warps=8, stages=2, resident=2)
+_ACROSS = Plan(across=True)
 _DOWN = Plan()
 _WIDE = Plan(columns=128, resident=2, registers=255)
 
