@@ -1,9 +1,12 @@
 """A linear layer with packed 4-bit weights and 16-bit inputs of a few rows: a weight is read as it is stored, and once.
 
-Bound: the bytes of the weights, for a row or two; the arithmetic, an instruction a product, grows with the rows.
+Bound: the bytes of the weights. One or two rows are multiplied an instruction a product, which grows with the rows;
+more of them by tensor cores (`four_bit_mma`).
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 import triton
@@ -16,7 +19,8 @@ from dirotq_kernels.four_bit import (
     words_of,
 )
 from dirotq_kernels.four_bit_dot import dot_products
-from dirotq_kernels.group_quantize import _round_to_bfloat16
+from dirotq_kernels.four_bit_mma import INPUTS, ROWS, fits, mma_kernel, splits_of
+from dirotq_kernels.split_sums import OUTPUTS, add_splits_kernel, write_sums
 from torch import Tensor
 
 _ROWS = 8  # of the weight, a program
@@ -27,30 +31,6 @@ _MOST_INPUTS = (
 )
 _MULTIPROCESSORS = 132  # of an H100: fewer programs share what they add up
 _FILLED = _MULTIPROCESSORS * 1024  # threads that hide the latency of memory
-_OUTPUTS = 256  # a program that adds up split sums
-
-
-@triton.jit
-def _write(
-    y,
-    base_ptr,
-    bias_ptr,
-    out_ptr,
-    places,
-    inside,
-    rows,
-    has_row,
-    BASE: tl.constexpr,  # bases from row to row of the weight: none, 0 or 1
-    BIAS: tl.constexpr,
-):
-    """Write sums, of `rows` of the weight, times their bases, plus their bias."""
-    if BASE is not None:
-        y *= tl.load(base_ptr + rows * BASE, mask=has_row, other=0.0)
-    if BIAS:
-        y += tl.load(bias_ptr + rows, mask=has_row, other=0.0).to(tl.float32)
-    if out_ptr.dtype.element_ty == tl.bfloat16:
-        y = _round_to_bfloat16(y)
-    tl.store(out_ptr + places, y, mask=inside)
 
 
 @triton.jit
@@ -104,29 +84,7 @@ def _weight_only_kernel(
     has_row = rows < num_rows
     inside = has_row & (inputs < num_inputs)
     y = tl.reshape(y, [ROWS, INPUTS])
-    _write(y, base_ptr, bias_ptr, out_ptr, places, inside, rows, has_row, BASE, BIAS)
-
-
-@triton.jit
-def _add_splits_kernel(
-    parts_ptr,  # float32 [SPLITS, M, N]
-    base_ptr,
-    bias_ptr,
-    out_ptr,
-    num_outputs,  # M * N
-    num_rows,
-    BASE: tl.constexpr,
-    BIAS: tl.constexpr,
-    SPLITS: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    output = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    inside = output < num_outputs
-    y = tl.zeros([BLOCK], tl.float32)
-    for split in tl.static_range(SPLITS):
-        y += tl.load(parts_ptr + split * num_outputs + output, mask=inside, other=0.0)
-    rows = output % num_rows
-    _write(y, base_ptr, bias_ptr, out_ptr, output, inside, rows, inside, BASE, BIAS)
+    write_sums(y, base_ptr, bias_ptr, out_ptr, places, inside, rows, has_row, BASE, BIAS)
 
 
 @torch.library.custom_op(
@@ -151,23 +109,39 @@ def weight_only_linear(
     group.
     """
     _check(x, codes, scales, base, bias, kind, group)
-    (num_inputs, width), num_rows = x.shape, codes.shape[0]
-    out = torch.empty((num_inputs, num_rows), dtype=x.dtype, device=x.device)
+    out = torch.empty((x.shape[0], codes.shape[0]), dtype=x.dtype, device=x.device)
     if not out.numel():
         return out
-    words = width // CODES_PER_WORD
+    run = _by_tensor_cores if fits(x, kind, group) else _by_dot_products
+    run(x.contiguous(), codes, scales, base, bias, out, kind, group)
+    return out
+
+
+@weight_only_linear.register_fake
+def _(x, codes, scales, base, bias, kind, group):
+    _check(x, codes, scales, base, bias, kind, group)
+    return x.new_empty((x.shape[0], codes.shape[0]))
+
+
+def _by_dot_products(
+    x: Tensor,
+    codes: Tensor,
+    scales: Tensor,
+    base: Tensor | None,
+    bias: Tensor | None,
+    out: Tensor,
+    kind: str,
+    group: int,
+) -> None:
+    (num_inputs, num_rows), words = out.shape, x.shape[1] // CODES_PER_WORD
     inputs = min(triton.next_power_of_2(num_inputs), _MOST_INPUTS)
     programs = triton.cdiv(num_inputs, inputs) * triton.cdiv(num_rows, _ROWS)
     threads = _threads(words, programs)
     splits = min(triton.cdiv(words, threads), triton.cdiv(_MULTIPROCESSORS, programs))
     chunks = triton.cdiv(words, threads * splits)
-    target = out
-    finish = {"BASE": None if base is None else base.ndim // 2, "BIAS": bias is not None}
-    if splits > 1:
-        target = torch.empty((splits, num_inputs, num_rows), dtype=torch.float32, device=x.device)
-    ends = (scales if base is None else base, x if bias is None else bias)
+    target, ends, now, later = _ends(x, scales, base, bias, out, splits)
     _weight_only_kernel[(triton.cdiv(num_inputs, inputs), triton.cdiv(num_rows, _ROWS), splits)](
-        x.contiguous(),
+        x,
         words_of(codes),
         scales_of(scales),
         *ends,
@@ -187,20 +161,69 @@ def weight_only_linear(
         THREADS=threads,
         num_warps=threads // 32,
         enable_fp_fusion=True,
-        **(finish if splits == 1 else {"BASE": None, "BIAS": False}),
+        **now,
     )
+    _add_up(target, ends, out, splits, later)
+
+
+def _by_tensor_cores(
+    x: Tensor,
+    codes: Tensor,
+    scales: Tensor,
+    base: Tensor | None,
+    bias: Tensor | None,
+    out: Tensor,
+    kind: str,
+    group: int,
+) -> None:
+    (num_inputs, num_rows), width = out.shape, x.shape[1]
+    splits, depth = splits_of(num_inputs, num_rows, width, kind, group)
+    target, ends, now, later = _ends(x, scales, base, bias, out, splits)
+    mma_kernel[(triton.cdiv(num_inputs, INPUTS), triton.cdiv(num_rows, ROWS), splits)](
+        x,
+        codes.contiguous(),
+        scales_of(scales),
+        *ends,
+        target,
+        num_inputs,
+        num_rows,
+        triton.cdiv(triton.cdiv(width // 2, depth), splits),
+        KIND=kind,
+        BYTES=width // 2,
+        GROUP=group // 2,
+        GROUPS=scales.shape[1],
+        DEPTH=depth,
+        INPUTS=INPUTS,
+        ROWS=ROWS,
+        # Triton's interpreter cannot multiply bfloat16.
+        TYPE=tl.bfloat16 if x.is_cuda else tl.float32,
+        num_warps=4,
+        num_stages=3,
+        enable_fp_fusion=True,
+        **now,
+    )
+    _add_up(target, ends, out, splits, later)
+
+
+def _ends(
+    x: Tensor, scales: Tensor, base: Tensor | None, bias: Tensor | None, out: Tensor, splits: int
+) -> tuple[Tensor, tuple[Tensor, Tensor], dict[str, Any], dict[str, Any]]:
+    """Where sums go; base and bias, or what stands for them; what is done with these now, and what after adding up."""
+    ends = (scales if base is None else base, x if bias is None else bias)
+    finish = {"BASE": None if base is None else base.ndim // 2, "BIAS": bias is not None}
+    if splits == 1:
+        return out, ends, finish, finish
+    parts = torch.empty((splits, *out.shape), dtype=torch.float32, device=x.device)
+    return parts, ends, {"BASE": None, "BIAS": False}, finish
+
+
+def _add_up(
+    parts: Tensor, ends: tuple[Tensor, Tensor], out: Tensor, splits: int, finish: dict[str, Any]
+) -> None:
     if splits > 1:
-        grid = (triton.cdiv(out.numel(), _OUTPUTS),)
-        _add_splits_kernel[grid](
-            target, *ends, out, out.numel(), num_rows, SPLITS=splits, BLOCK=_OUTPUTS, **finish
-        )
-    return out
-
-
-@weight_only_linear.register_fake
-def _(x, codes, scales, base, bias, kind, group):
-    _check(x, codes, scales, base, bias, kind, group)
-    return x.new_empty((x.shape[0], codes.shape[0]))
+        grid = (triton.cdiv(out.numel(), OUTPUTS),)
+        sizes = (out.numel(), out.shape[1])
+        add_splits_kernel[grid](parts, *ends, out, *sizes, SPLITS=splits, BLOCK=OUTPUTS, **finish)
 
 
 def _check(x, codes, scales, base, bias, kind, group) -> None:

@@ -37,6 +37,8 @@ _MODULES = {
     "unpack_e4m3": "unpack",
     "decode": "unpack",
     "weight_only": "gemm",
+    "four_bit_mma": "gemm",
+    "split_sums": "gemm",
 }
 KINDS = (
     "gemm",

@@ -56,6 +56,21 @@ def test_every_shape(inputs: int, rows: int, width: int, fmt: Format) -> None:
     check(x, fmt, encoded_weight(fmt, rows, width), None)
 
 
+@pytest.mark.parametrize("inputs", [3, 16, 17])
+@pytest.mark.parametrize("width", [320, 1152])
+@pytest.mark.parametrize("fmt", [*FORMATS, Integer(None), Integer(32)], ids=repr)
+def test_more_rows_than_a_dot_product_is_for(fmt: Format, width: int, inputs: int) -> None:
+    x, bias = draw(inputs, width, seed=2).bfloat16(), draw(67, seed=3).bfloat16()
+    check(x, fmt, encoded_weight(fmt, 67, width), bias)
+
+
+@every_format
+def test_tensor_cores_decode_every_weight_exactly(fmt: Format) -> None:
+    weight = encoded_weight(fmt, 8, 64)
+    got = run(torch.eye(64).bfloat16(), fmt, weight)
+    assert torch.equal(got, fmt.decode(weight).T.bfloat16())
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
 def test_other_inputs(dtype: torch.dtype) -> None:
     x, bias = draw(2, 96, seed=2).to(dtype), draw(4, seed=3).to(dtype)
