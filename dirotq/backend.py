@@ -8,6 +8,8 @@ a 16-bit input. They only infer: no gradient flows through them.
 from __future__ import annotations
 
 import importlib.util
+from collections import Counter
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +17,7 @@ from torch.nn import functional as F
 
 from dirotq.formats import FP4H, FP8, Format, FP8x2, Integer
 from dirotq.linear import QuantInput, QuantLinear
+from dirotq.sharing import Shared
 from dirotq.storage import FixedDtype
 from dirotq.transforms import Compact, Identity
 
@@ -40,18 +43,30 @@ def set_backend(model: nn.Module, backend: str = "auto") -> dict[str, str]:
         if why and backend == "triton":
             raise ValueError(f"backend=triton: layer {name}: {why}; auto leaves it simulated")
         chosen[name] = f"reference: {why}" if why else _kind(layer)
-    inputs: dict[QuantInput, FP8Input] = {}
+    # All of them, before the first one is put in place: whatever fails, the model is as it was.
+    kernels = _kernels(layers, chosen)
     for name, layer in layers.items():
-        layer.kernel = None
-        if chosen[name] == "fp8":
-            layer.kernel = FP8Linear(layer, inputs.setdefault(layer.input, FP8Input(layer.input)))
-        elif chosen[name] == "weight_only":
-            layer.kernel = WeightOnly()
+        layer.kernel = kernels[name]
+    return chosen
+
+
+def _kernels(
+    layers: Mapping[str, QuantLinear], chosen: Mapping[str, str]
+) -> dict[str, nn.Module | None]:
+    """What computes each layer; None for the simulated ones."""
+    readers = Counter(layer.input for name, layer in layers.items() if chosen[name] == "fp8")
+    inputs = {source: FP8Input(source, number) for source, number in readers.items()}
     # The largest is a bound for each. torch.compile would make a graph for every number.
     slack = max((source.slack for source in inputs.values()), default=0.0)
     for source in inputs.values():
         source.slack = slack
-    return chosen
+    found: dict[str, nn.Module | None] = {}
+    for name, layer in layers.items():
+        if chosen[name] == "fp8":
+            found[name] = FP8Linear(layer, inputs[layer.input])
+        else:
+            found[name] = WeightOnly() if chosen[name] == "weight_only" else None
+    return found
 
 
 def _kind(layer: QuantLinear) -> str:
@@ -98,7 +113,13 @@ def _unfit_fp8(layer: QuantLinear) -> str | None:
             f"{low} low and {high} protected coordinates and {layer.out_features} outputs, an FP8 "
             "product needs multiples of 32, 16 and 16"
         )
+    if not all(_powers_of_two(scales) for scales in (layer.base, layer.high_scales)):
+        return "rows over scales that are no powers of two, as earlier versions made them"
     return None
+
+
+def _powers_of_two(scales: Tensor | None) -> bool:
+    return scales is None or bool((torch.frexp(scales.float()).mantissa == 0.5).all())
 
 
 def _unfit_device(device: torch.device, kind: str) -> str | None:
@@ -117,11 +138,13 @@ def _unfit_device(device: torch.device, kind: str) -> str | None:
     return None
 
 
-class FP8Input(nn.Module):
-    """The left operand of the FP8 products of all linears that read one input, made once for all of them."""
+class FP8Input(Shared):
+    """The left operand of the FP8 products of the linears that read one input, made once for `readers` of them."""
 
-    def __init__(self, source: QuantInput) -> None:
-        super().__init__()
+    source: QuantInput
+
+    def __init__(self, source: QuantInput, readers: int) -> None:
+        super().__init__(readers)
         from dirotq_kernels.transform_slack import transform_slack
 
         # Not registered: the first linear holds the input.
@@ -129,31 +152,14 @@ class FP8Input(nn.Module):
         transform = source.transform
         self.kind = "fp4h" if isinstance(source.act, FP4H) else "fp8"
         self.slack = transform_slack(transform) if isinstance(transform, Compact) else 0.0
-        self._x: Tensor | None = None
-        self._made: tuple[Tensor, Tensor] | None = None
-        self._left = 0
 
-    source: QuantInput
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def compute(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """`x` [..., K] -> operand [M, K'] float8_e4m3fn and its scales [M, 1] float32."""
-        if self._made is not None and self._x is x:
-            made = self._made
-            self._left -= 1
-            if not self._left:
-                self._x = self._made = None
-            return made
-        made = self._make(x.reshape(-1, x.shape[-1]))
-        # Inference tensors do not say whether they were changed in place since; a compiled graph knows.
-        if self.source.readers > 1 and (torch.compiler.is_compiling() or not x.is_inference()):
-            self._x, self._made, self._left = x, made, self.source.readers - 1
-        return made
-
-    def _make(self, x: Tensor) -> tuple[Tensor, Tensor]:
         from dirotq_kernels.quantize_rows import quantize_rows
         from dirotq_kernels.rotate_quantize import rotate_quantize
 
         transform = self.source.transform
+        x = x.reshape(-1, x.shape[-1])
         if not isinstance(transform, Compact):
             made: tuple[Tensor, Tensor] = quantize_rows(x, self.kind)
             return made

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import math
-import weakref
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -14,6 +13,7 @@ from torch.nn import functional as F
 
 from dirotq import formats, transforms
 from dirotq.formats import Encoded, Format, Grid, Integer
+from dirotq.sharing import Shared
 from dirotq.storage import FixedDtype, allocate, pack, unpack
 from dirotq.transforms import Transform
 
@@ -62,11 +62,8 @@ class InputSpec:
         return cls(members, transform, weight, act, protect, shift)
 
 
-class QuantInput(FixedDtype):
-    """Transforms and quantizes one distinct input, once for all the linears that read it.
-
-    The result is kept until each of them has read it, and dropped then.
-    """
+class QuantInput(Shared):
+    """Transforms and quantizes one distinct input, once for all the linears that read it."""
 
     def __init__(
         self,
@@ -76,33 +73,14 @@ class QuantInput(FixedDtype):
         protect: Format | None = None,
         shift: float = 0.0,
     ) -> None:
-        super().__init__()
+        super().__init__(readers)
         self.transform = transform
         self.act = act
         self.protect = protect
         self.shift = shift
-        self.readers = readers
-        self._kept: tuple[weakref.ref[Tensor], int, tuple[Tensor, Tensor | None]] | None = None
-        self._left = 0
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """`x` [..., K] -> decoded low part [..., low] and high part [..., r] or None, float32."""
-        if self.readers == 1 or x.is_inference():
-            # Inference tensors do not say whether they were changed in place since the last reader saw them.
-            return self.compute(x)
-        if self._kept is not None and self._kept[0]() is x and self._kept[1] == x._version:
-            result = self._kept[2]
-            self._left -= 1
-            if not self._left:
-                self._kept = None
-            return result
-        result = self.compute(x)
-        self._left = self.readers - 1
-        self._kept = (weakref.ref(x), x._version, result)
-        return result
 
     def compute(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The definition of what `forward` returns."""
+        """The definition: `x` [..., K] -> decoded low part [..., low] and high part [..., r] or None, float32."""
         low, high = self.transform.online(x.float())
         if self.act is None:
             return low, high

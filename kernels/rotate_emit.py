@@ -191,5 +191,5 @@ def rotate_kernel(
         if PARTS == 1:
             sums *= reach
         sums = product(sums, x, hadamard, TERMS, TYPE)
-        place = (scale_ptr, a_ptr, row, column, num_rows, width, rank)
-        _write(sums, *place, KIND, BLOCK, COLUMNS, ROWS, TYPE)
+        target = (scale_ptr, a_ptr, row, column, num_rows, width, rank)
+        _write(sums, *target, KIND, BLOCK, COLUMNS, ROWS, TYPE)

@@ -142,9 +142,9 @@ def _project(
     shape = (fold_tiles, plan.columns + shared["PARTS"] * rank, plan.columns)
     mix = torch.empty(shape, dtype=torch.bfloat16, device=device)
     tensors = (x, subspace.contiguous(), correction.contiguous(), signs.contiguous())
-    tensors += (sums, energy, mix, mix.view(half))
+    outputs = (sums, energy, mix, mix.view(half))
     project_kernel[(fold_tiles + row_tiles * splits, parts)](
-        *(*tensors, rows, width, x.stride(0), rank, splits, each, fold_tiles),
+        *(*tensors, *outputs, rows, width, x.stride(0), rank, splits, each, fold_tiles),
         ROWS=plan.project_rows,
         DEPTH=plan.project_depth,
         RANKS=ranks,

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import dirotq
+from dirotq.formats import FP4H
 from dirotq.linear import QuantLinear
 
 pytest.importorskip("triton")
@@ -107,13 +108,34 @@ def test_an_input_is_transformed_once_for_all_its_readers() -> None:
     source = model.gate.kernel.source
     assert model.up.kernel.source is source
     made: list[int] = []
-    original = source._make
-    source._make = lambda rows: (made.append(1), original(rows))[1]
+    original = source.compute
+    source.compute = lambda rows: (made.append(1), original(rows))[1]
     with torch.no_grad():
         first = model(x)
         assert len(made) == 1
-        assert source._made is None
+        assert source._kept is None
         assert torch.equal(model(x), first)
+
+
+def test_an_input_is_kept_for_its_readers_by_kernels_alone() -> None:
+    """With one of two layers simulated, nothing is left waiting for it."""
+    model, x = build(*FP8)
+    model.up.format = FP4H(group=64)
+    chosen = dirotq.set_backend(model, "auto")
+    assert chosen["gate"] == "fp8"
+    assert chosen["up"].startswith("reference: weights in FP4H(group=64")
+    model.gate(x)
+    assert model.gate.kernel.source._kept is None
+
+
+def test_scales_of_earlier_versions_have_no_kernel() -> None:
+    model, _ = build(*FP8)
+    model.gate.base *= 1.5
+    assert "no powers of two" in dirotq.set_backend(model, "auto")["gate"]
+    before = model.up.kernel
+    with pytest.raises(ValueError, match="backend=triton: layer gate: rows over scales"):
+        dirotq.set_backend(model, "triton")
+    assert model.up.kernel is before
 
 
 def test_nothing_stored_changes_and_the_definition_comes_back() -> None:

@@ -34,6 +34,7 @@ _QUANTIZES = (
     "quantization_report.py",
     "digests.py",
     "linear.py",
+    "sharing.py",
     "storage.py",
     "checkpoint.py",
     "placement.py",
@@ -83,8 +84,8 @@ class Keys:
 
     def statistics(self) -> dict[str, Any]:
         """Of the inputs' statistics."""
-        source = source_hash(*_COLLECTS)
-        return {"records": self.records(), "layout": self._layout, "source": source}
+        fields = {"source": source_hash(*_COLLECTS), "kernel": kernels_hash("second_moment.py")}
+        return {"records": self.records(), "layout": self._layout, **fields}
 
     def quantized(self) -> dict[str, Any]:
         """Of the checkpoint."""

@@ -26,12 +26,13 @@ def source_hash(*names: str) -> str:
     return digest.hexdigest()
 
 
-def kernels_hash() -> str:
-    """Hash of the Triton kernels' sources, but for their benches; empty where they are not installed."""
+def kernels_hash(*names: str) -> str:
+    """Hash of the sources of the Triton kernels `names`, of all but benches by default; empty where there are none."""
     digest = hashlib.blake2b(digest_size=8)
     found = importlib.util.find_spec("dirotq_kernels")
     folders = list(found.submodule_search_locations or ()) if found else []
     for file in sorted(file for folder in folders for file in Path(folder).glob("*.py")):
-        if not (file.stem.endswith("_bench") or file.stem == "benching"):
+        bench = file.stem.endswith("_bench") or file.stem == "benching"
+        if file.name in names or not (names or bench):
             digest.update(file.name.encode() + file.read_bytes())
     return digest.hexdigest() if folders else ""

@@ -86,3 +86,14 @@ def test_a_bench_of_a_kernel_makes_nothing_stale(
         assert sources.kernels_hash() == before
     (tmp_path / "benched.py").write_text("1")
     assert sources.kernels_hash() != before
+
+
+def test_of_one_kernel_its_file_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = SimpleNamespace(submodule_search_locations=[str(tmp_path)])
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: found)
+    (tmp_path / "second_moment.py").write_text("1")
+    before = sources.kernels_hash("second_moment.py")
+    (tmp_path / "decode.py").write_text("1")
+    assert sources.kernels_hash("second_moment.py") == before != sources.kernels_hash()
+    (tmp_path / "second_moment.py").write_text("2")
+    assert sources.kernels_hash("second_moment.py") != before
