@@ -195,13 +195,11 @@ class FP8Linear(FixedDtype):
 
     def forward(self, layer: QuantLinear, x: Tensor) -> Tensor:
         """`x` [..., K] -> [..., N] in its own dtype."""
-        from dirotq_kernels.fp8_linear import fp8_linear
-        from dirotq_kernels.unpack_e4m3 import unpack_e4m3
+        from dirotq_kernels.fp8_linear import packed_fp8_linear
 
         a, scales = self.source(x)
         parts = (layer.codes, layer.scales, layer.base, layer.high, layer.high_scales)
-        w = unpack_e4m3(*parts, self.row_scales)
-        y: Tensor = fp8_linear(a, scales, w, self.row_scales, layer.bias)
+        y: Tensor = packed_fp8_linear(a, scales, *parts, self.row_scales, layer.bias)
         return y.view(*x.shape[:-1], layer.out_features).to(x.dtype)
 
 

@@ -21,6 +21,7 @@ from dirotq_kernels.four_bit import (
     weight_values,
     words_of,
 )
+from dirotq_kernels.operators import fake_of, operator
 from torch import Tensor
 
 _BLOCK = 256  # a word a thread, 16 bytes of output: then no layout has to be converted
@@ -76,11 +77,7 @@ def _decode_kernel(
     tl.store(out_ptr + places, pairs, mask=inside[:, None])
 
 
-@torch.library.custom_op(
-    "dirotq::decode",
-    mutates_args=(),
-    schema="(Tensor codes, Tensor scales, Tensor? base, str kind, int group, int width) -> Tensor",
-)
+@operator
 def decode(
     codes: Tensor, scales: Tensor, base: Tensor | None, kind: str, group: int, width: int
 ) -> Tensor:
@@ -112,7 +109,7 @@ def decode(
     return out
 
 
-@decode.register_fake
+@fake_of(decode)
 def _(codes, scales, base, kind, group, width):
     check_weight("decode", codes, scales, base, kind, group, width)
     return codes.new_empty((codes.shape[0], width), dtype=torch.bfloat16)

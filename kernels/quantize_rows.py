@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 from dirotq_kernels.fp4_quantize import _least_error_ref, power_of_two
 from dirotq_kernels.fp4h_codes import fp4h_values, inverse_of_power, round_to_e4m3
+from dirotq_kernels.operators import fake_of, operator
 from torch import Tensor
 
 # The kinds, and the largest value over the row scale.
@@ -55,7 +56,7 @@ def _quantize_rows_kernel(
     tl.store(scale_ptr + rows, scale, mask=rows < num_rows)
 
 
-@torch.library.custom_op("dirotq::quantize_rows", mutates_args=())
+@operator
 def quantize_rows(x: Tensor, kind: str, power: bool = True) -> tuple[Tensor, Tensor]:
     """Quantize the rows of `x` [..., K] to a [M, K] float8_e4m3fn and scale [M, 1] float32, M the number of rows.
 
@@ -95,7 +96,7 @@ def quantize_rows(x: Tensor, kind: str, power: bool = True) -> tuple[Tensor, Ten
     return a, scale
 
 
-@quantize_rows.register_fake
+@fake_of(quantize_rows)
 def _(x, kind, power=True):
     rows = x.numel() // x.shape[-1]
     a = x.new_empty((rows, x.shape[-1]), dtype=torch.float8_e4m3fn)

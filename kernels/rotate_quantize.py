@@ -20,6 +20,7 @@ import triton
 import triton.language as tl
 from dirotq_kernels.fp4_quantize import _least_error_ref
 from dirotq_kernels.fp8_layout import HIGH_SHIFT
+from dirotq_kernels.operators import fake_of, operator
 from dirotq_kernels.rotate_emit import rotate_kernel
 from dirotq_kernels.rotate_plan import Plan, choose, processors, share
 from dirotq_kernels.rotate_project import combine_kernel, project_kernel
@@ -38,7 +39,7 @@ _MOST_RANKS = 128  # at a time
 _COMBINED = 1024  # values a program of `combine_kernel`
 
 
-@torch.library.custom_op("dirotq::rotate_quantize", mutates_args=())
+@operator
 def rotate_quantize(
     x: Tensor,
     subspace: Tensor,
@@ -66,7 +67,7 @@ def rotate_quantize(
     return launch(plan, x, *tensors, slack, block, kind)
 
 
-@rotate_quantize.register_fake
+@fake_of(rotate_quantize)
 def _(x, subspace, subspace_scales, correction, correction_scales, signs, slack, block, kind):
     rows = x.numel() // x.shape[-1]
     a = x.new_empty((rows, x.shape[-1] + 2 * subspace.shape[1]), dtype=torch.float8_e4m3fn)

@@ -13,6 +13,7 @@ import triton.language as tl
 from dirotq_kernels.four_bit import weight_values
 from dirotq_kernels.fp4_to_e4m3 import e4m3_bits, fp4_to_e4m3
 from dirotq_kernels.fp8_layout import HIGH_SHIFT, pack_scale
+from dirotq_kernels.operators import fake_of, operator
 from torch import Tensor
 
 __all__ = ["pack_scale", "unpack_e4m3", "unpack_e4m3_ref"]
@@ -157,13 +158,7 @@ def _unpack_e4m3_kernel(
         )
 
 
-@torch.library.custom_op(
-    "dirotq::unpack_e4m3",
-    mutates_args=(),
-    schema="(Tensor codes, Tensor scales, Tensor base, Tensor? high, Tensor? high_scales, Tensor scale_w,"
-    " int group=32) -> Tensor",
-)
-def unpack_e4m3(
+def unpacked(
     codes: Tensor,
     scales: Tensor,
     base: Tensor,
@@ -172,12 +167,7 @@ def unpack_e4m3(
     scale_w: Tensor,
     group: int = 32,
 ) -> Tensor:
-    """Unpack a layer's weights into the right operand of its FP8 product: float8_e4m3fn [N, low + 3 r].
-
-    codes uint8 [N, low / 2], scales uint8 [N, low / group] and base float32 [N, 1] of FP4H; high int16 [N, r] and
-    high_scales float32 [N, 1] of FP8x2, or None; scale_w float32 [N, 1] of `pack_scale`.
-    Raises ValueError when 32 does not divide low, 16 does not divide r or the group, or shapes do not belong together.
-    """
+    """`unpack_e4m3` for other operators."""
     rows, width, r = _check(codes, scales, base, high, high_scales, scale_w, group)
     out = torch.empty((rows, width), dtype=torch.float8_e4m3fn, device=codes.device)
     if not out.numel():
@@ -210,7 +200,26 @@ def unpack_e4m3(
     return out
 
 
-@unpack_e4m3.register_fake
+@operator
+def unpack_e4m3(
+    codes: Tensor,
+    scales: Tensor,
+    base: Tensor,
+    high: Tensor | None,
+    high_scales: Tensor | None,
+    scale_w: Tensor,
+    group: int = 32,
+) -> Tensor:
+    """Unpack a layer's weights into the right operand of its FP8 product: float8_e4m3fn [N, low + 3 r].
+
+    codes uint8 [N, low / 2], scales uint8 [N, low / group] and base float32 [N, 1] of FP4H; high int16 [N, r] and
+    high_scales float32 [N, 1] of FP8x2, or None; scale_w float32 [N, 1] of `pack_scale`.
+    Raises ValueError when 32 does not divide low, 16 does not divide r or the group, or shapes do not belong together.
+    """
+    return unpacked(codes, scales, base, high, high_scales, scale_w, group)
+
+
+@fake_of(unpack_e4m3)
 def _(codes, scales, base, high, high_scales, scale_w, group=32):
     rows, width, _ = _check(codes, scales, base, high, high_scales, scale_w, group)
     return codes.new_empty((rows, width), dtype=torch.float8_e4m3fn)

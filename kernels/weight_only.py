@@ -20,6 +20,7 @@ from dirotq_kernels.four_bit import (
 )
 from dirotq_kernels.four_bit_dot import dot_products
 from dirotq_kernels.four_bit_mma import INPUTS, ROWS, fits, mma_kernel, splits_of
+from dirotq_kernels.operators import fake_of, operator
 from dirotq_kernels.split_sums import OUTPUTS, add_splits_kernel, write_sums
 from torch import Tensor
 
@@ -87,11 +88,7 @@ def _weight_only_kernel(
     write_sums(y, base_ptr, bias_ptr, out_ptr, places, inside, rows, has_row, BASE, BIAS)
 
 
-@torch.library.custom_op(
-    "dirotq::weight_only_linear",
-    mutates_args=(),
-    schema="(Tensor x, Tensor codes, Tensor scales, Tensor? base, Tensor? bias, str kind, int group) -> Tensor",
-)
+@operator
 def weight_only_linear(
     x: Tensor,
     codes: Tensor,
@@ -117,7 +114,7 @@ def weight_only_linear(
     return out
 
 
-@weight_only_linear.register_fake
+@fake_of(weight_only_linear)
 def _(x, codes, scales, base, bias, kind, group):
     _check(x, codes, scales, base, bias, kind, group)
     return x.new_empty((x.shape[0], codes.shape[0]))

@@ -200,6 +200,21 @@ class Recording(TorchDispatchMode):
     ) -> Any:
         named = kwargs or {}
         library, _, name = func._schema.name.partition("::")
-        if library == "dirotq" or name in _PRODUCTS:
+        if name == "packed_fp8_linear":
+            self.calls |= _unpacking_and_product(*args)
+        elif library == "dirotq" or name in _PRODUCTS:
             self.calls[name] = lambda: func(*args, **named)
         return func(*args, **named)
+
+
+def _unpacking_and_product(a: Tensor, scale_a: Tensor, *weight: Any) -> dict[str, Call]:
+    """The two steps of `packed_fp8_linear`."""
+    from dirotq_kernels.fp8_linear import fp8_linear
+    from dirotq_kernels.unpack_e4m3 import unpack_e4m3
+
+    *parts, scale_w, bias = weight
+    w = unpack_e4m3(*parts, scale_w)
+    return {
+        "unpack_e4m3": lambda: unpack_e4m3(*parts, scale_w),
+        "fp8_linear": lambda: fp8_linear(a, scale_a, w, scale_w, bias),
+    }
