@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import argparse
 import shlex
-import sys
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("out", type=Path)
     parser.add_argument("--set", nargs="*", default=[], dest="settings", help="overrides")
+    parser.add_argument("--commit", help="of the source, on a machine without its checkout")
     arguments = parser.parse_args()
+    known = {"git": arguments.commit} if arguments.commit else {}
     stages = Stages(build_job(compose_config([*_SETTINGS, *arguments.settings])))
     checkpoint, report = stages.quantized()
     reference = stages.reference_images()
@@ -45,8 +47,8 @@ def main() -> None:
     kernels, chosen = _draw(stages, checkpoint, "auto", batch)
     content = {
         "what": "images of one checkpoint by kernels and by the simulated layers; trained weights",
-        "command": shlex.join(["python", "-m", "experiments.kernel_images", *sys.argv[1:]]),
-        "env": environment(stages.device),
+        "command": _command(arguments.settings),
+        "env": environment(stages.device) | known,
         "recipe": stages.job.recipe.to_dict(),
         "effective_bits": {"weight": report.weight_bits, "activation": report.act_bits},
         "prompts": {"set": stages.job.eval.prompt_set, "n": len(stages.prompts)},
@@ -55,6 +57,12 @@ def main() -> None:
     }
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     atomic_write_json(arguments.out, content)
+
+
+def _command(settings: Sequence[str]) -> str:
+    kept = [setting for setting in settings if not setting.startswith("runtime.cache=")]
+    words = ["python", "-m", "experiments.kernel_images", "OUT.json"]
+    return shlex.join([*words, *(["--set", *kept] if kept else [])])
 
 
 def _draw(
@@ -81,12 +89,14 @@ def _compared(
     ours, theirs = _psnr(kernels, reference), _psnr(simulated, reference)
     floor = _psnr(again, reference)
     difference, noise = (paired_difference(one, theirs, seed=0) for one in (ours, floor))
+    beyond = paired_difference(ours, floor, seed=0)
     return {
         "psnr_to_16_bit": {
             "simulated": _shown(bootstrap_mean(theirs, seed=0)),
             "kernels": _shown(bootstrap_mean(ours, seed=0)),
             "kernels_minus_simulated": _shown(difference) | _told(difference),
             "floor_minus_simulated": _shown(noise) | _told(noise),
+            "kernels_minus_floor": _shown(beyond) | _told(beyond),
         },
         "psnr_to_simulated": {
             "kernels": _shown(bootstrap_mean(_psnr(kernels, simulated), seed=0)),
