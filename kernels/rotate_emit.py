@@ -3,7 +3,8 @@
 import triton
 import triton.language as tl
 from dirotq_kernels.fp4h_codes import fp4h_values, inverse_of_power, round_to_e4m3
-from dirotq_kernels.rotate_project import block_size, product
+from dirotq_kernels.rotate_fold import block_size
+from dirotq_kernels.rotate_project import product
 
 
 @triton.jit

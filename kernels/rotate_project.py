@@ -1,7 +1,7 @@
 """The first two kernels of `rotate_quantize`: what does not grow with the product of rows and columns of its output.
 
 `project_kernel` reads x once: partial sums of x times the subspace's codes and of |x|², each over a part of the
-columns; beside them it folds correction, signs and Hadamard matrix into one matrix a tile of columns. `combine_kernel`
+columns; beside them it does what `rotate_fold` is. `combine_kernel`
 adds the partial sums up and makes of them all that concerns a row: its scale, its protected part, what is reflected.
 """
 
@@ -10,6 +10,7 @@ import triton.language as tl
 from dirotq_kernels.fp4_quantize import power_of_two
 from dirotq_kernels.fp4h_codes import inverse_of_power, round_to_e4m3
 from dirotq_kernels.group_quantize import _round_to_bfloat16
+from dirotq_kernels.rotate_fold import fold, operand
 
 # Below this |x|² a row is taken for zero: squares of smaller numbers would lose what the bound needs.
 _NO_ENERGY = tl.constexpr(2.0**-100)
@@ -30,94 +31,17 @@ def product(total, x, right, TERMS: tl.constexpr, TYPE: tl.constexpr):
 
 
 @triton.jit
-def block_size(column, low, BLOCK: tl.constexpr):
-    """Size of the Hadamard block that holds a column: BLOCK, but in the tail what its binary digits say."""
-    full = low // BLOCK * BLOCK
-    # The highest digit that a column of the tail does not share with the tail's width is its block's.
-    digits = tl.maximum((column - full) ^ (low - full), 1).to(tl.float32)
-    exponent = (digits.to(tl.int32, bitcast=True) >> 23) - 127
-    return tl.where(column < full, BLOCK, 1 << exponent)
-
-
-@triton.jit
-def _operand(stored, TYPE: tl.constexpr):
-    """int8 codes, or bfloat16 numbers, as an operand."""
-    if stored.dtype == tl.int8:
-        # 1.5 * 2^23 and a small integer are added by their bits: conversions are eight times slower.
-        bits = stored.to(tl.int32) + 0x4B400000
-        stored = bits.to(tl.float32, bitcast=True) - 12582912.0
-    return stored.to(TYPE)
-
-
-@triton.jit
-def _signed_hadamard(signs_ptr, tile, low, BLOCK: tl.constexpr, COLUMNS: tl.constexpr):
-    """A tile of D H, [COLUMNS, COLUMNS]: plus and minus ones, zero outside the blocks.
-
-    Columns are permuted: a thread of the tensor cores holds two neighbours of each eight, and these are what becomes
-    COLUMNS / 4 neighbours.
-    """
-    inner = tl.arange(0, COLUMNS)
-    row = (tile * COLUMNS + inner)[:, None]
-    column = tile * COLUMNS + inner // 2 % 4 * (COLUMNS // 4) + inner // 8 * 2 + inner % 2
-    column = column[None, :]
-    size = block_size(column, low, BLOCK)
-    # Sylvester's matrix has minus ones where the two indices share an odd number of digits.
-    shared = row & column & (size - 1)
-    shared = shared ^ (shared >> 4)
-    shared = shared ^ (shared >> 2)
-    shared = (shared ^ (shared >> 1)) & 1
-    same = (row & -size) == (column & -size)
-    sign = tl.load(signs_ptr + row, mask=row < low, other=0).to(tl.float32)
-    return tl.where(same, 1.0 - 2.0 * shared.to(tl.float32), 0.0) * sign
-
-
-@triton.jit
-def _fold(
-    tile,
-    correction_ptr,
-    signs_ptr,
-    mix_ptr,
-    folded_ptr,
-    low,
-    rank,
-    PARTS: tl.constexpr,
-    BLOCK: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    RANKS: tl.constexpr,
-    TYPE: tl.constexpr,
-):
-    """Write a tile's [COLUMNS + PARTS rank, COLUMNS]: D H, then - C D H, in two parts or as float16."""
-    inner = tl.arange(0, COLUMNS)
-    columns = tile * COLUMNS + inner
-    hadamard = _signed_hadamard(signs_ptr, tile, low, BLOCK, COLUMNS)
-    start = tile.to(tl.int64) * (COLUMNS + PARTS * rank) * COLUMNS
-    mix_ptr += start
-    folded_ptr += start
-    tl.store(mix_ptr + inner[:, None] * COLUMNS + inner[None, :], hadamard.to(tl.bfloat16))
-    hadamard = hadamard.to(TYPE)
-    for start in range(0, rank, RANKS):
-        ranks = start + tl.arange(0, RANKS)
-        inside = (ranks < rank)[:, None]
-        codes = tl.load(
-            correction_ptr + ranks[:, None] * low + columns[None, :],
-            mask=inside & (columns < low)[None, :],
-            other=0,
-        )
-        folded = tl.dot(_operand(codes, TYPE), hadamard)
-        target = folded_ptr + (COLUMNS + ranks)[:, None] * COLUMNS + inner[None, :]
-        if PARTS == 1:
-            # Sums of codes: whole numbers, exact up to 2048, which sums of 64 or 128 hardly ever pass.
-            tl.store(target, (-folded).to(tl.float16), mask=inside)
-        else:
-            leading = _round_to_bfloat16(folded)
-            rest = _round_to_bfloat16(folded - leading)
-            tl.store(target, (-leading).to(tl.bfloat16), mask=inside)
-            tl.store(target + rank * COLUMNS, (-rest).to(tl.bfloat16), mask=inside)
+def _gelu_tanh(x):
+    """x (1 + tanh(u)) / 2 = x / (1 + exp(-2 u)) of u = sqrt(2 / pi) (x + 0.044715 x³)."""
+    # Times log2(e), for a power of two. Far below zero it is infinite, and the quotient zero.
+    doubled = x * tl.fma(x * x, -0.10294324, -2.3022082)
+    return x / (1.0 + tl.exp2(doubled))
 
 
 @triton.jit
 def _partial_sums(
     x_ptr,
+    activated_ptr,  # [num_rows, width]
     subspace_ptr,
     rows,
     ranks,
@@ -132,31 +56,37 @@ def _partial_sums(
     RANKS: tl.constexpr,
     TERMS: tl.constexpr,
     TYPE: tl.constexpr,
+    ACTIVATION: tl.constexpr,
 ):
     total = tl.zeros((ROWS, RANKS), tl.float32)
     energy = tl.zeros((ROWS, DEPTH), tl.float32)
     for step in range(first_step, tl.minimum(first_step + steps, tl.cdiv(width, DEPTH))):
         columns = step * DEPTH + tl.arange(0, DEPTH)
         inside = columns < width
-        x = tl.load(
-            x_ptr + rows[:, None] * stride + columns[None, :],
-            mask=(rows < num_rows)[:, None] & inside[None, :],
-            other=0.0,
-        )
+        here = (rows < num_rows)[:, None] & inside[None, :]
+        x = tl.load(x_ptr + rows[:, None] * stride + columns[None, :], mask=here, other=0.0)
         codes = tl.load(
             subspace_ptr + columns[:, None] * rank + ranks[None, :],
             mask=inside[:, None] & (ranks < rank)[None, :],
             other=0,
         )
         wide = x.to(tl.float32)
+        if ACTIVATION == "gelu_tanh":
+            wide = _gelu_tanh(wide)
+            if x_ptr.dtype.element_ty == tl.bfloat16:
+                wide = _round_to_bfloat16(wide)
+            x = wide.to(x_ptr.dtype.element_ty)
+            wide = x.to(tl.float32)
+            tl.store(activated_ptr + rows[:, None] * width + columns[None, :], x, mask=here)
         energy += wide * wide
-        total = product(total, x, _operand(codes, TYPE), TERMS, TYPE)
+        total = product(total, x, operand(codes, TYPE), TERMS, TYPE)
     return total, tl.sum(energy, axis=1)
 
 
 @triton.jit
 def project_kernel(
     x_ptr,
+    activated_ptr,
     subspace_ptr,
     correction_ptr,
     signs_ptr,
@@ -179,21 +109,22 @@ def project_kernel(
     RANKS: tl.constexpr,
     TERMS: tl.constexpr,
     TYPE: tl.constexpr,
+    ACTIVATION: tl.constexpr,
 ):
-    """Partial sums of a tile of rows, or for the first `fold_tiles` programs `_fold`."""
+    """Partial sums of a tile of rows, or for the first `fold_tiles` programs `fold`."""
     program, part = tl.program_id(0), tl.program_id(1)
     if program < fold_tiles:
         if part == 0:
             places = (correction_ptr, signs_ptr, mix_ptr, folded_ptr, width - rank, rank)
-            _fold(program, *places, PARTS, BLOCK, COLUMNS, RANKS, TYPE)
+            fold(program, *places, PARTS, BLOCK, COLUMNS, RANKS, TYPE)
     else:
         program -= fold_tiles
         split = program % splits
         rows = (program // splits * ROWS + tl.arange(0, ROWS)).to(tl.int64)
         ranks = part * RANKS + tl.arange(0, RANKS)
-        source = (x_ptr, subspace_ptr, rows, ranks, num_rows, width, stride, rank)
+        source = (x_ptr, activated_ptr, subspace_ptr, rows, ranks, num_rows, width, stride, rank)
         total, energy = _partial_sums(
-            *source, split * steps, steps, ROWS, DEPTH, RANKS, TERMS, TYPE
+            *source, split * steps, steps, ROWS, DEPTH, RANKS, TERMS, TYPE, ACTIVATION
         )
         present = rows < num_rows
         rows += split.to(tl.int64) * num_rows

@@ -21,16 +21,13 @@ import triton.language as tl
 from dirotq_kernels.fp4_quantize import _least_error_ref
 from dirotq_kernels.fp8_layout import HIGH_SHIFT
 from dirotq_kernels.operators import fake_of, operator
+from dirotq_kernels.rotate_check import TERMS, TOPS, check
 from dirotq_kernels.rotate_emit import rotate_kernel
 from dirotq_kernels.rotate_plan import Plan, choose, processors, share
 from dirotq_kernels.rotate_project import combine_kernel, project_kernel
 from torch import Tensor
 
-# The kinds, and the largest value over the row's scale.
-_TOPS = {"fp4h": 256.0, "fp8": 448.0}
-_TERMS = {torch.bfloat16: 1, torch.float16: 2, torch.float32: 3}
 _HALVES = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
-_LARGEST_BLOCK = 128
 # Of |x|², for what float32 sums of squares and of products lose: some 2^-20 of it.
 _MARGIN = 2.0**-12
 _NO_ENERGY = 2.0**-100
@@ -50,6 +47,7 @@ def rotate_quantize(
     slack: float,
     block: int,
     kind: str,
+    activation: str = "none",
 ) -> tuple[Tensor, Tensor]:
     """Transform `x` [..., K] by a `Compact` and quantize it: a [M, low + 3 r] float8_e4m3fn and scale [M, 1] float32.
 
@@ -57,18 +55,30 @@ def rotate_quantize(
     float32. subspace [K, r], correction [r, low]: int8 codes with bfloat16 scales [r], or bfloat16 with None. signs:
     int8 [low]. slack: at least |T Tᵀ - I|₂ of the transform T (`transform_slack`); with it no code can saturate.
     block: of the Hadamard matrices. kind: of the low codes, fp4h (groups of 32) or fp8. A scale is NaN where the row is
-    not finite or its squares overflow; rows of a norm below 2^-50 are zero.
+    not finite or its squares overflow; rows of a norm below 2^-50 are zero. activation: of x before all that, rounded
+    to its dtype: none or gelu_tanh, of which the first read of x takes care.
 
     Raises ValueError for what does not fit together, and unless 32 divides low and 16 divides r.
     """
-    _check(x, subspace, subspace_scales, correction, correction_scales, signs, slack, block, kind)
     tensors = (subspace, subspace_scales, correction, correction_scales, signs)
+    check(x, *tensors, slack, block, kind, activation)
     plan = choose(block, subspace.shape[1])
-    return launch(plan, x, *tensors, slack, block, kind)
+    return launch(plan, x, *tensors, slack, block, kind, activation)
 
 
 @fake_of(rotate_quantize)
-def _(x, subspace, subspace_scales, correction, correction_scales, signs, slack, block, kind):
+def _(
+    x,
+    subspace,
+    subspace_scales,
+    correction,
+    correction_scales,
+    signs,
+    slack,
+    block,
+    kind,
+    activation="none",
+):
     rows = x.numel() // x.shape[-1]
     a = x.new_empty((rows, x.shape[-1] + 2 * subspace.shape[1]), dtype=torch.float8_e4m3fn)
     return a, x.new_empty((rows, 1), dtype=torch.float32)
@@ -85,6 +95,7 @@ def launch(
     slack: float,
     block: int,
     kind: str,
+    activation: str = "none",
 ) -> tuple[Tensor, Tensor]:
     """`rotate_quantize` of checked arguments by a plan whose `columns` are not below `block`."""
     x = in_rows(x)
@@ -94,17 +105,21 @@ def launch(
     if not rows:
         return a, scale
     # Triton's interpreter cannot multiply bfloat16.
-    shared = {"TERMS": _TERMS[x.dtype], "TYPE": tl.bfloat16 if x.is_cuda else tl.float32}
+    shared = {"TERMS": TERMS[x.dtype], "TYPE": tl.bfloat16 if x.is_cuda else tl.float32}
     shared |= {"BLOCK": block, "COLUMNS": plan.columns, "enable_fp_fusion": True}
     shared["PARTS"] = 2 if subspace_scales is None else 1
     half = torch.bfloat16 if subspace_scales is None else torch.float16
-    sums, energy, mix = _project(plan, x, subspace, correction, signs, half, shared)
+    source = x
+    if activation != "none":
+        x = torch.empty((rows, width), dtype=x.dtype, device=x.device)
+    operands = (source, x, subspace.contiguous(), correction.contiguous(), signs.contiguous())
+    sums, energy, mix = _project(plan, operands, half, activation, shared)
     reflected = torch.empty((rows, 2 * rank), dtype=half, device=x.device)
     reach = torch.empty((rows,), dtype=torch.float32, device=x.device)
     padded = triton.next_power_of_2(rank)
     combined = max(1, _COMBINED // padded)
     tensors = (x, sums, energy, subspace_scales, correction_scales, reflected, reach, a, scale)
-    factors = (1.0 + slack + _MARGIN, 1.0 / _TOPS[kind], 2.0**-HIGH_SHIFT)
+    factors = (1.0 + slack + _MARGIN, 1.0 / TOPS[kind], 2.0**-HIGH_SHIFT)
     combine_kernel[(triton.cdiv(rows, combined),)](
         *(*tensors, rows, width, x.stride(0), rank, sums.shape[0], *factors),
         SCALED=subspace_scales is not None,
@@ -123,15 +138,14 @@ def in_rows(x: Tensor) -> Tensor:
 
 def _project(
     plan: Plan,
-    x: Tensor,
-    subspace: Tensor,
-    correction: Tensor,
-    signs: Tensor,
+    tensors: tuple[Tensor, Tensor, Tensor, Tensor, Tensor],
     half: torch.dtype,
+    activation: str,
     shared: dict[str, Any],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Partial sums [splits, M, r] of `x` times the codes, and [splits, M] of squares; the folded matrices."""
-    (rows, width), rank, device = x.shape, subspace.shape[1], x.device
+    x, rank = tensors[0], tensors[2].shape[1]
+    (rows, width), device = x.shape, x.device
     ranks = min(triton.next_power_of_2(rank), _MOST_RANKS)
     row_tiles, parts = triton.cdiv(rows, plan.project_rows), triton.cdiv(rank, ranks)
     steps = triton.cdiv(width, plan.project_depth)
@@ -142,13 +156,13 @@ def _project(
     energy = torch.empty((splits, rows), dtype=torch.float32, device=device)
     shape = (fold_tiles, plan.columns + shared["PARTS"] * rank, plan.columns)
     mix = torch.empty(shape, dtype=torch.bfloat16, device=device)
-    tensors = (x, subspace.contiguous(), correction.contiguous(), signs.contiguous())
     outputs = (sums, energy, mix, mix.view(half))
     project_kernel[(fold_tiles + row_tiles * splits, parts)](
         *(*tensors, *outputs, rows, width, x.stride(0), rank, splits, each, fold_tiles),
         ROWS=plan.project_rows,
         DEPTH=plan.project_depth,
         RANKS=ranks,
+        ACTIVATION=activation,
         num_warps=plan.project_warps,
         num_stages=plan.project_stages,
         **shared,
@@ -189,54 +203,6 @@ def _emit(
     )
 
 
-def _check(
-    x: Tensor,
-    subspace: Tensor,
-    subspace_scales: Tensor | None,
-    correction: Tensor,
-    correction_scales: Tensor | None,
-    signs: Tensor,
-    slack: float,
-    block: int,
-    kind: str,
-) -> None:
-    """Raise ValueError that names what does not fit and what is allowed."""
-    width, rank = x.shape[-1], subspace.shape[-1]
-    low = width - rank
-    stored = torch.bfloat16 if subspace_scales is None else torch.int8
-    if kind not in _TOPS:
-        _refuse(f"kind={kind!r}, allowed are {', '.join(_TOPS)}")
-    if x.dtype not in _TERMS:
-        _refuse(f"x of {x.dtype}, allowed are {', '.join(map(str, _TERMS))}")
-    if block < 1 or block & (block - 1) or block > _LARGEST_BLOCK:
-        _refuse(f"block={block}, allowed are powers of two up to {_LARGEST_BLOCK}")
-    if not (math.isfinite(slack) and slack >= 0):
-        _refuse(f"slack={slack}, allowed are numbers from 0")
-    if rank % 16 or low <= 0 or low % 32:
-        _refuse(
-            f"{rank} protected of {width} columns, allowed are multiples of 16 beside multiples of 32"
-        )
-    expected = {
-        "subspace": (subspace, (width, rank), stored),
-        "correction": (correction, (rank, low), stored),
-        "signs": (signs, (low,), torch.int8),
-    }
-    if (subspace_scales is None) != (correction_scales is None):
-        _refuse("scales of subspace or of correction, allowed are both and none")
-    if subspace_scales is not None and correction_scales is not None:
-        expected["subspace_scales"] = (subspace_scales, (rank,), torch.bfloat16)
-        expected["correction_scales"] = (correction_scales, (rank,), torch.bfloat16)
-    for name, (tensor, shape, dtype) in expected.items():
-        if tensor.shape != shape or tensor.dtype != dtype:
-            _refuse(
-                f"{name} {list(tensor.shape)} of {tensor.dtype}, allowed is {list(shape)} of {dtype}"
-            )
-
-
-def _refuse(reason: str) -> None:
-    raise ValueError(f"rotate_quantize: {reason}")
-
-
 def rotate_quantize_ref(
     x: Tensor,
     subspace: Tensor,
@@ -247,8 +213,11 @@ def rotate_quantize_ref(
     slack: float,
     block: int,
     kind: str,
+    activation: str = "none",
 ) -> tuple[Tensor, Tensor]:
     """The same in PyTorch, the transform in float64; a zero may have another sign."""
+    if activation == "gelu_tanh":
+        x = torch.nn.functional.gelu(x, approximate="tanh")
     x = x.reshape(-1, x.shape[-1]).double()
     left, right = subspace.double(), correction.double()
     if subspace_scales is not None and correction_scales is not None:
@@ -260,7 +229,7 @@ def rotate_quantize_ref(
     energy = x.square().sum(1, keepdim=True)
     left_over = (energy * (1.0 + slack + _MARGIN) - high.square().sum(1, keepdim=True)).clamp(min=0)
     largest = high.abs().amax(1, keepdim=True) * 2.0**-HIGH_SHIFT
-    scale = torch.maximum(left_over.sqrt() / _TOPS[kind], largest / 448.0)
+    scale = torch.maximum(left_over.sqrt() / TOPS[kind], largest / 448.0)
     mantissa, exponent = torch.frexp(torch.where(energy < _NO_ENERGY, 1.0, scale))
     scale = torch.ldexp(torch.ones_like(scale), exponent - (mantissa == 0.5).int())
     high = high * 2.0**-HIGH_SHIFT / scale

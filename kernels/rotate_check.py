@@ -1,0 +1,65 @@
+"""What `rotate_quantize` takes."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+# The kinds, and the largest value over the row's scale.
+TOPS = {"fp4h": 256.0, "fp8": 448.0}
+TERMS = {torch.bfloat16: 1, torch.float16: 2, torch.float32: 3}
+ACTIVATIONS = ("none", "gelu_tanh")
+_LARGEST_BLOCK = 128
+
+
+def check(
+    x: Tensor,
+    subspace: Tensor,
+    subspace_scales: Tensor | None,
+    correction: Tensor,
+    correction_scales: Tensor | None,
+    signs: Tensor,
+    slack: float,
+    block: int,
+    kind: str,
+    activation: str,
+) -> None:
+    """Raise ValueError that names what does not fit and what is allowed."""
+    width, rank = x.shape[-1], subspace.shape[-1]
+    low = width - rank
+    stored = torch.bfloat16 if subspace_scales is None else torch.int8
+    if kind not in TOPS:
+        _refuse(f"kind={kind!r}, allowed are {', '.join(TOPS)}")
+    if activation not in ACTIVATIONS:
+        _refuse(f"activation={activation!r}, allowed are {', '.join(ACTIVATIONS)}")
+    if x.dtype not in TERMS:
+        _refuse(f"x of {x.dtype}, allowed are {', '.join(map(str, TERMS))}")
+    if block < 1 or block & (block - 1) or block > _LARGEST_BLOCK:
+        _refuse(f"block={block}, allowed are powers of two up to {_LARGEST_BLOCK}")
+    if not (math.isfinite(slack) and slack >= 0):
+        _refuse(f"slack={slack}, allowed are numbers from 0")
+    if rank % 16 or low <= 0 or low % 32:
+        _refuse(
+            f"{rank} protected of {width} columns, allowed are multiples of 16 beside multiples of 32"
+        )
+    expected = {
+        "subspace": (subspace, (width, rank), stored),
+        "correction": (correction, (rank, low), stored),
+        "signs": (signs, (low,), torch.int8),
+    }
+    if (subspace_scales is None) != (correction_scales is None):
+        _refuse("scales of subspace or of correction, allowed are both and none")
+    if subspace_scales is not None and correction_scales is not None:
+        expected["subspace_scales"] = (subspace_scales, (rank,), torch.bfloat16)
+        expected["correction_scales"] = (correction_scales, (rank,), torch.bfloat16)
+    for name, (tensor, shape, dtype) in expected.items():
+        if tensor.shape != shape or tensor.dtype != dtype:
+            _refuse(
+                f"{name} {list(tensor.shape)} of {tensor.dtype}, allowed is {list(shape)} of {dtype}"
+            )
+
+
+def _refuse(reason: str) -> None:
+    raise ValueError(f"rotate_quantize: {reason}")
