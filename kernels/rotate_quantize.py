@@ -157,6 +157,8 @@ def _project(
     shape = (fold_tiles, plan.columns + shared["PARTS"] * rank, plan.columns)
     mix = torch.empty(shape, dtype=torch.bfloat16, device=device)
     outputs = (sums, energy, mix, mix.view(half))
+    # So that two programs share a multiprocessor with an activation as they do without one.
+    most = {"maxnreg": 128} if x.is_cuda and activation != "none" else {}
     project_kernel[(fold_tiles + row_tiles * splits, parts)](
         *(*tensors, *outputs, rows, width, x.stride(0), rank, splits, each, fold_tiles),
         ROWS=plan.project_rows,
@@ -165,6 +167,7 @@ def _project(
         ACTIVATION=activation,
         num_warps=plan.project_warps,
         num_stages=plan.project_stages,
+        **most,
         **shared,
     )
     return sums, energy, mix
