@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dirotq import fusing
 from dirotq.formats import FP4H, FP8, Format, FP8x2, Integer
 from dirotq.linear import QuantInput, QuantLinear
-from dirotq.models import fusing, made_for
+from dirotq.models import made_for
 from dirotq.sharing import Shared
 from dirotq.storage import FixedDtype
 from dirotq.transforms import Compact, Identity

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 import dirotq
+from dirotq import fusing
 from dirotq.formats import FP4H
 from dirotq.linear import QuantLinear
-from dirotq.models import fusing, made_for
+from dirotq.models import made_for
 from tests.support import architectures, tiny
 
 pytest.importorskip("triton")
