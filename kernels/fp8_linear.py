@@ -6,61 +6,19 @@ bfloat16 output, 1.7e-3, its error is small up to some 4,000 columns and as larg
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from dirotq_kernels.operators import fake_of, operator
 from dirotq_kernels.unpack_e4m3 import unpack_e4m3_ref, unpacked
 from torch import Tensor
 
 
-@operator
-def fp8_linear(
-    a: Tensor, scale_a: Tensor, w: Tensor, scale_w: Tensor, bias: Tensor | None
-) -> Tensor:
+def product(a: Tensor, scale_a: Tensor, w: Tensor, scale_w: Tensor, bias: Tensor | None) -> Tensor:
     """`a` [M, K'] and `w` [N, K'] float8_e4m3fn, `scale_a` [M, 1] and `scale_w` [N, 1] float32 -> bfloat16 [M, N].
 
     bias: [N], any float dtype, or None. Raises ValueError when widths do not agree or 16 does not divide K' and N.
     """
-    return _product(a, scale_a, w, scale_w, bias)
-
-
-@fake_of(fp8_linear)
-def _(a: Tensor, scale_a: Tensor, w: Tensor, scale_w: Tensor, bias: Tensor | None) -> Tensor:
-    return a.new_empty(a.shape[0], w.shape[0], dtype=torch.bfloat16)
-
-
-@operator
-def packed_fp8_linear(
-    a: Tensor,
-    scale_a: Tensor,
-    codes: Tensor,
-    scales: Tensor,
-    base: Tensor,
-    high: Tensor | None,
-    high_scales: Tensor | None,
-    scale_w: Tensor,
-    bias: Tensor | None,
-) -> Tensor:
-    """`fp8_linear` of a weight that `unpack_e4m3` makes of codes in groups of 32, and of which nothing is kept."""
-    w = unpacked(codes, scales, base, high, high_scales, scale_w)
-    return _product(a, scale_a, w, scale_w, bias)
-
-
-@fake_of(packed_fp8_linear)
-def _(
-    a: Tensor,
-    scale_a: Tensor,
-    codes: Tensor,
-    scales: Tensor,
-    base: Tensor,
-    high: Tensor | None,
-    high_scales: Tensor | None,
-    scale_w: Tensor,
-    bias: Tensor | None,
-) -> Tensor:
-    return a.new_empty(a.shape[0], codes.shape[0], dtype=torch.bfloat16)
-
-
-def _product(a: Tensor, scale_a: Tensor, w: Tensor, scale_w: Tensor, bias: Tensor | None) -> Tensor:
     if a.shape[1] != w.shape[1] or a.shape[1] % 16 or w.shape[0] % 16:
         raise ValueError(
             f"fp8_linear: operands {tuple(a.shape)} and {tuple(w.shape)}, allowed are [M, K] and [N, K] with K and N "
@@ -79,15 +37,11 @@ def _product(a: Tensor, scale_a: Tensor, w: Tensor, scale_w: Tensor, bias: Tenso
     )
 
 
-def fp8_linear_ref(
-    a: Tensor, scale_a: Tensor, w: Tensor, scale_w: Tensor, bias: Tensor | None
-) -> Tensor:
-    """The same in float32."""
-    y = (a.float() @ w.float().T) * scale_a * scale_w.T
-    return (y if bias is None else y + bias.float()).bfloat16()
+fp8_linear = operator(product, "fp8_linear")
 
 
-def packed_fp8_linear_ref(
+@operator
+def packed_fp8_linear(
     a: Tensor,
     scale_a: Tensor,
     codes: Tensor,
@@ -98,6 +52,28 @@ def packed_fp8_linear_ref(
     scale_w: Tensor,
     bias: Tensor | None,
 ) -> Tensor:
-    """The same of packed weights."""
-    w = unpack_e4m3_ref(codes, scales, base, high, high_scales, scale_w)
+    """`fp8_linear` of a weight that `unpack_e4m3` makes of codes in groups of 32, and of which nothing is kept."""
+    w = unpacked(codes, scales, base, high, high_scales, scale_w)
+    return product(a, scale_a, w, scale_w, bias)
+
+
+@fake_of(fp8_linear)
+@fake_of(packed_fp8_linear)
+def _(a: Tensor, scale_a: Tensor, w: Tensor, *_: Tensor | None) -> Tensor:
+    # Codes have as many rows as what they are unpacked to.
+    return a.new_empty(a.shape[0], w.shape[0], dtype=torch.bfloat16)
+
+
+def fp8_linear_ref(
+    a: Tensor, scale_a: Tensor, w: Tensor, scale_w: Tensor, bias: Tensor | None
+) -> Tensor:
+    """The same in float32."""
+    y = (a.float() @ w.float().T) * scale_a * scale_w.T
+    return (y if bias is None else y + bias.float()).bfloat16()
+
+
+def packed_fp8_linear_ref(a: Tensor, scale_a: Tensor, *weight: Any) -> Tensor:
+    """The same of packed weights, all arguments as `packed_fp8_linear` has them."""
+    *parts, scale_w, bias = weight
+    w = unpack_e4m3_ref(*parts, scale_w)
     return fp8_linear_ref(a, scale_a, w, scale_w, bias)

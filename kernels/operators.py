@@ -15,9 +15,12 @@ import torch
 _LIBRARY = torch.library.Library("dirotq", "FRAGMENT")
 
 
-def operator(function: Callable[..., Any]) -> Any:
-    """Define `function` as the operator `dirotq::<its name>`, for CPU and CUDA; its annotations are the schema."""
-    name = function.__name__
+def operator(function: Callable[..., Any], name: str | None = None) -> Any:
+    """Define `function` as the operator `dirotq::<name>`, for CPU and CUDA; its annotations are the schema.
+
+    name: the function's own by default. Operators that are made of others call functions, not operators.
+    """
+    name = name or function.__name__
     schema = torch.library.infer_schema(function, mutates_args=())
     _LIBRARY.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
     for key in ("CPU", "CUDA"):

@@ -16,17 +16,14 @@ _LARGEST_BLOCK = 128
 
 def check(
     x: Tensor,
-    subspace: Tensor,
-    subspace_scales: Tensor | None,
-    correction: Tensor,
-    correction_scales: Tensor | None,
-    signs: Tensor,
+    tensors: tuple[Tensor, Tensor | None, Tensor, Tensor | None, Tensor],
     slack: float,
     block: int,
     kind: str,
     activation: str,
 ) -> None:
-    """Raise ValueError that names what does not fit and what is allowed."""
+    """Raise ValueError that names what does not fit and what is allowed. tensors: the transform's, in order."""
+    subspace, subspace_scales, correction, correction_scales, signs = tensors
     width, rank = x.shape[-1], subspace.shape[-1]
     low = width - rank
     stored = torch.bfloat16 if subspace_scales is None else torch.int8

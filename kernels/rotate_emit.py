@@ -160,8 +160,9 @@ def rotate_kernel(
     if ACROSS:
         num_tiles = tl.cdiv(width - rank, COLUMNS)
         reflected = _reflected(reflected_ptr, rows, 0, rank, RANKS, EVEN).to(HALF)
-        reach = tl.load(reach_ptr + rows)[:, None]
-        if PARTS == 2:
+        if PARTS == 1:
+            reach = tl.load(reach_ptr + rows)[:, None]
+        else:
             first = _first(reflected_ptr, rows, ranks, rank, EVEN).to(HALF)
     else:
         num_tiles = tl.cdiv(num_rows, ROWS)
@@ -174,7 +175,8 @@ def rotate_kernel(
         else:
             row = tile * ROWS
             rows = _row_indices(row, num_rows, ROWS)
-            reach = tl.load(reach_ptr + rows)[:, None]
+            if PARTS == 1:
+                reach = tl.load(reach_ptr + rows)[:, None]
         x = _load_tile(x_ptr, rows, column, stride, width - rank, COLUMNS)
         sums = tl.zeros((ROWS, COLUMNS), tl.float32)
         for part in range(0, 1 if WHOLE else rank, RANKS):

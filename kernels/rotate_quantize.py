@@ -61,24 +61,13 @@ def rotate_quantize(
     Raises ValueError for what does not fit together, and unless 32 divides low and 16 divides r.
     """
     tensors = (subspace, subspace_scales, correction, correction_scales, signs)
-    check(x, *tensors, slack, block, kind, activation)
+    check(x, tensors, slack, block, kind, activation)
     plan = choose(block, subspace.shape[1])
     return launch(plan, x, *tensors, slack, block, kind, activation)
 
 
 @fake_of(rotate_quantize)
-def _(
-    x,
-    subspace,
-    subspace_scales,
-    correction,
-    correction_scales,
-    signs,
-    slack,
-    block,
-    kind,
-    activation="none",
-):
+def _(x, subspace, *_, **__):
     rows = x.numel() // x.shape[-1]
     a = x.new_empty((rows, x.shape[-1] + 2 * subspace.shape[1]), dtype=torch.float8_e4m3fn)
     return a, x.new_empty((rows, 1), dtype=torch.float32)

@@ -167,7 +167,12 @@ def unpacked(
     scale_w: Tensor,
     group: int = 32,
 ) -> Tensor:
-    """`unpack_e4m3` for other operators."""
+    """Unpack a layer's weights into the right operand of its FP8 product: float8_e4m3fn [N, low + 3 r].
+
+    codes uint8 [N, low / 2], scales uint8 [N, low / group] and base float32 [N, 1] of FP4H; high int16 [N, r] and
+    high_scales float32 [N, 1] of FP8x2, or None; scale_w float32 [N, 1] of `pack_scale`.
+    Raises ValueError when 32 does not divide low, 16 does not divide r or the group, or shapes do not belong together.
+    """
     rows, width, r = _check(codes, scales, base, high, high_scales, scale_w, group)
     out = torch.empty((rows, width), dtype=torch.float8_e4m3fn, device=codes.device)
     if not out.numel():
@@ -200,23 +205,7 @@ def unpacked(
     return out
 
 
-@operator
-def unpack_e4m3(
-    codes: Tensor,
-    scales: Tensor,
-    base: Tensor,
-    high: Tensor | None,
-    high_scales: Tensor | None,
-    scale_w: Tensor,
-    group: int = 32,
-) -> Tensor:
-    """Unpack a layer's weights into the right operand of its FP8 product: float8_e4m3fn [N, low + 3 r].
-
-    codes uint8 [N, low / 2], scales uint8 [N, low / group] and base float32 [N, 1] of FP4H; high int16 [N, r] and
-    high_scales float32 [N, 1] of FP8x2, or None; scale_w float32 [N, 1] of `pack_scale`.
-    Raises ValueError when 32 does not divide low, 16 does not divide r or the group, or shapes do not belong together.
-    """
-    return unpacked(codes, scales, base, high, high_scales, scale_w, group)
+unpack_e4m3 = operator(unpacked, "unpack_e4m3")
 
 
 @fake_of(unpack_e4m3)

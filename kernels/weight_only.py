@@ -6,7 +6,7 @@ more of them by tensor cores (`four_bit_mma`).
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -88,6 +88,16 @@ def _weight_only_kernel(
     write_sums(y, base_ptr, bias_ptr, out_ptr, places, inside, rows, has_row, BASE, BIAS)
 
 
+class _Weight(NamedTuple):
+    """A packed weight, in memory as kernels read it."""
+
+    codes: Tensor
+    scales: Tensor
+    base: Tensor | None
+    kind: str
+    group: int
+
+
 @operator
 def weight_only_linear(
     x: Tensor,
@@ -101,7 +111,7 @@ def weight_only_linear(
     """`x` [M, K], of 16 bits or float32, times the decoded weight [N, K], plus `bias` [N]: [M, N] in the dtype of x.
 
     kind: integer (4 bits, symmetric), nvfp4, mxfp4 or fp4h. codes: uint8 [N, K / 2]; scales [N, ceil(K / group)] and
-    base ([N, 1], [] or None) as a layer stores them. For few rows: the work grows with M, only the bytes do not.
+    base ([N, 1], [] or None) as a layer stores them. For few rows: beyond sixteen the weight is read again.
     Raises ValueError for another kind, shapes or dtypes that do not belong together, and where 8 does not divide K and
     group.
     """
@@ -110,7 +120,8 @@ def weight_only_linear(
     if not out.numel():
         return out
     run = _by_tensor_cores if fits(x, kind, group) else _by_dot_products
-    run(x.contiguous(), codes, scales, base, bias, out, kind, group)
+    weight = _Weight(codes.contiguous(), scales_of(scales), base, kind, group)
+    run(x.contiguous(), weight, bias, out)
     return out
 
 
@@ -120,35 +131,26 @@ def _(x, codes, scales, base, bias, kind, group):
     return x.new_empty((x.shape[0], codes.shape[0]))
 
 
-def _by_dot_products(
-    x: Tensor,
-    codes: Tensor,
-    scales: Tensor,
-    base: Tensor | None,
-    bias: Tensor | None,
-    out: Tensor,
-    kind: str,
-    group: int,
-) -> None:
+def _by_dot_products(x: Tensor, weight: _Weight, bias: Tensor | None, out: Tensor) -> None:
     (num_inputs, num_rows), words = out.shape, x.shape[1] // CODES_PER_WORD
     inputs = min(triton.next_power_of_2(num_inputs), _MOST_INPUTS)
     programs = triton.cdiv(num_inputs, inputs) * triton.cdiv(num_rows, _ROWS)
     threads = _threads(words, programs)
     splits = min(triton.cdiv(words, threads), triton.cdiv(_MULTIPROCESSORS, programs))
     chunks = triton.cdiv(words, threads * splits)
-    target, ends, now, later = _ends(x, scales, base, bias, out, splits)
+    target, ends, now, later = _ends(x, weight, bias, out, splits)
     _weight_only_kernel[(triton.cdiv(num_inputs, inputs), triton.cdiv(num_rows, _ROWS), splits)](
         x,
-        words_of(codes),
-        scales_of(scales),
+        words_of(weight.codes),
+        weight.scales,
         *ends,
         target,
         num_inputs,
         num_rows,
-        KIND=kind,
+        KIND=weight.kind,
         WORDS=words,
-        WORDS_PER_GROUP=group // CODES_PER_WORD,
-        GROUPS=scales.shape[1],
+        WORDS_PER_GROUP=weight.group // CODES_PER_WORD,
+        GROUPS=weight.scales.shape[1],
         WHOLE_INPUTS=num_inputs % inputs == 0,
         WHOLE_ROWS=num_rows % _ROWS == 0,
         CHUNKS=chunks,
@@ -163,32 +165,23 @@ def _by_dot_products(
     _add_up(target, ends, out, splits, later)
 
 
-def _by_tensor_cores(
-    x: Tensor,
-    codes: Tensor,
-    scales: Tensor,
-    base: Tensor | None,
-    bias: Tensor | None,
-    out: Tensor,
-    kind: str,
-    group: int,
-) -> None:
+def _by_tensor_cores(x: Tensor, weight: _Weight, bias: Tensor | None, out: Tensor) -> None:
     (num_inputs, num_rows), width = out.shape, x.shape[1]
-    splits, depth = splits_of(num_inputs, num_rows, width, kind, group)
-    target, ends, now, later = _ends(x, scales, base, bias, out, splits)
+    splits, depth = splits_of(num_inputs, num_rows, width, weight.kind, weight.group)
+    target, ends, now, later = _ends(x, weight, bias, out, splits)
     mma_kernel[(triton.cdiv(num_inputs, INPUTS), triton.cdiv(num_rows, ROWS), splits)](
         x,
-        codes.contiguous(),
-        scales_of(scales),
+        weight.codes,
+        weight.scales,
         *ends,
         target,
         num_inputs,
         num_rows,
         triton.cdiv(triton.cdiv(width // 2, depth), splits),
-        KIND=kind,
+        KIND=weight.kind,
         BYTES=width // 2,
-        GROUP=group // 2,
-        GROUPS=scales.shape[1],
+        GROUP=weight.group // 2,
+        GROUPS=weight.scales.shape[1],
         DEPTH=depth,
         INPUTS=INPUTS,
         ROWS=ROWS,
@@ -203,10 +196,11 @@ def _by_tensor_cores(
 
 
 def _ends(
-    x: Tensor, scales: Tensor, base: Tensor | None, bias: Tensor | None, out: Tensor, splits: int
+    x: Tensor, weight: _Weight, bias: Tensor | None, out: Tensor, splits: int
 ) -> tuple[Tensor, tuple[Tensor, Tensor], dict[str, Any], dict[str, Any]]:
     """Where sums go; base and bias, or what stands for them; what is done with these now, and what after adding up."""
-    ends = (scales if base is None else base, x if bias is None else bias)
+    base = weight.base
+    ends = (weight.scales if base is None else base, x if bias is None else bias)
     finish = {"BASE": None if base is None else base.ndim // 2, "BIAS": bias is not None}
     if splits == 1:
         return out, ends, finish, finish

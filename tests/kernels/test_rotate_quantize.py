@@ -11,36 +11,15 @@ from torch import Tensor
 
 from dirotq.formats import FP4H, FP8
 from dirotq.transforms import Compact
+from tests.support.compacts import DEVICE, arguments, build
 from tests.support.draws import draw64
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 FORMATS = {"fp4h": FP4H(group=32), "fp8": FP8(group=None, power=True)}
 # M, low, r, Hadamard block, bits of the transform: tails of one and of two blocks, ranks in parts and in one.
 SHAPES = [(1, 64, 32, 64, 8), (67, 160, 16, 64, 8), (17, 224, 48, 128, 16), (5, 96, 144, 64, 8)]
 # NumPy says so in the interpreter, of rows that are not finite.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.runtime.interpreter")
 every_kind = pytest.mark.parametrize("kind", FORMATS)
-
-
-def build(low: int, rank: int, block: int = 64, bits: int = 8) -> Compact:
-    """A transform whose subspace has some columns that stand out, and the signs of a random draw."""
-    width = low + rank
-    spread = draw64(width, 1, seed=1).exp()
-    subspace = torch.linalg.qr(draw64(width, rank, seed=2) * spread)[0]
-    signs = draw64(low, seed=3).sign()
-    return Compact(width, rank, block, subspace, signs, bits)
-
-
-def arguments(compact: Compact) -> list[Tensor | None]:
-    scaled = compact.bits == 8
-    tensors = [
-        compact.subspace,
-        compact.subspace_scales if scaled else None,
-        compact.correction,
-        compact.correction_scales if scaled else None,
-        compact.signs,
-    ]
-    return [None if tensor is None else tensor.to(DEVICE) for tensor in tensors]
 
 
 def run(compact: Compact, x: Tensor, kind: str, plan: Plan | None = None) -> tuple[Tensor, Tensor]:
@@ -185,37 +164,6 @@ def test_every_output_is_written_and_no_other_memory(monkeypatch: pytest.MonkeyP
     for shape, memory in made.items():
         assert bool(memory[: math.prod(shape)].float().isfinite().all())
         assert bool(memory[math.prod(shape) :].float().isnan().all())
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-@pytest.mark.parametrize("rank", [16, 144])
-def test_an_activation_comes_first(dtype: torch.dtype, rank: int) -> None:
-    """As if PyTorch had applied it: but where its rounding differs, which it does for one value in some hundreds."""
-    compact = build(96, rank, 32)
-    x = (draw64(33, 96 + rank) * draw64(33, 1, seed=5).exp2() * 3).to(dtype)
-    apart = torch.cat([x, x], dim=1)[:, : x.shape[1]]
-    tail = (transform_slack(compact), 32, "fp8")
-    a, scale = rotate_quantize(apart.to(DEVICE), *arguments(compact), *tail, "gelu_tanh")
-    activated = torch.nn.functional.gelu(x.double(), approximate="tanh").to(dtype).to(DEVICE)
-    expected, its_scale = rotate_quantize(activated, *arguments(compact), *tail)
-    decoded, wanted = a.float() * scale, expected.float() * its_scale
-    assert float((decoded - wanted).norm() / wanted.norm()) < 4e-3
-    assert float((decoded == wanted).float().mean()) > 0.9
-    reference = rotate_quantize_ref(x.to(DEVICE), *arguments(compact), *tail, "gelu_tanh")
-    decoded = reference[0].float() * reference[1]
-    assert float((decoded - wanted).norm() / wanted.norm()) < 4e-3
-
-
-def test_an_activation_of_extreme_inputs() -> None:
-    x = torch.tensor([-3e38, -100.0, -20.0, -0.0, 0.0, 1e-30, 20.0, 1e18])
-    compact = build(64, 16)
-    tail = (transform_slack(compact), 64, "fp8", "gelu_tanh")
-    for value in x:
-        row = torch.full((1, 80), float(value))
-        a, scale = rotate_quantize(row.to(DEVICE), *arguments(compact), *tail)
-        expected = rotate_quantize_ref(row.to(DEVICE), *arguments(compact), *tail)
-        assert torch.equal(scale, expected[1])
-        torch.testing.assert_close(a.float(), expected[0].float(), rtol=0.13, atol=0.13)
 
 
 def test_the_reference_computes_the_same() -> None:
