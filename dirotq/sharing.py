@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from dirotq.storage import FixedDtype
 
 
-class Shared(FixedDtype):
+class Shared(FixedDtype, ABC):
     """A module whose result is kept until `readers` have read it for the same tensor, and dropped then."""
 
     def __init__(self, readers: int) -> None:
@@ -38,6 +39,6 @@ class Shared(FixedDtype):
         self._kept = (x, version, result)
         return result
 
+    @abstractmethod
     def compute(self, x: Tensor) -> Any:
         """What is shared."""
-        raise NotImplementedError
