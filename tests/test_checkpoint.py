@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 import dirotq
 from dirotq import checkpoint
@@ -275,24 +275,3 @@ def test_a_folder_with_other_files_is_left_alone(model: Mlp, tmp_path: Path) -> 
     with pytest.raises(FileExistsError):
         dirotq.save(model, tmp_path / "thesis.txt")
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
-
-
-def test_tied_plain_weights_are_saved(tmp_path: Path) -> None:
-    class Tied(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.embed = nn.Embedding(5, 48)
-            self.body = Mlp()
-            self.head = nn.Linear(48, 5, bias=False)
-            self.head.weight = self.embed.weight
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.head(self.body(self.embed(x)))
-
-    layout = dirotq.models.Layout("tied", ("Tied",), (r"body\.(gate|up|down)",))
-    model, x = Tied(), torch.arange(5)
-    dirotq.quantize(model, dirotq.recipe("method=rtn"), [(x,)], layout=layout)
-    dirotq.save(model, tmp_path / "saved")
-    loaded = Tied()
-    dirotq.load(loaded, tmp_path / "saved")
-    assert torch.equal(loaded(x), model(x))

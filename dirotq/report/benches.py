@@ -182,7 +182,7 @@ def loading_costs(source: Path) -> str:
     keys = ("peak_bytes", "host_bytes", "file_bytes", "bf16_bytes")
     lines = _head(titles)
     for row in _measured(content):
-        sizes = [_hundredths(row.get(key)) for key in keys]
+        sizes = [_gigabytes(row.get(key), 2) for key in keys]
         way = "dirotq.load" if row["way"] == "load" else "from_pretrained(device_map=)"
         cells = [f"`{row['precision']}`", f"`{way}`", f"{row['load_seconds']:.1f}", *sizes]
         lines.append(_line(cells))
@@ -251,12 +251,8 @@ def _ms(value: float) -> str:
     return f"{value:.4f}" if value < 0.1 else f"{value:.3f}"
 
 
-def _gigabytes(value: int | None) -> str:
-    return "-" if value is None else f"{value / _GB:.1f}"
-
-
-def _hundredths(value: int | None) -> str:
-    return "-" if value is None else f"{value / _GB:.2f}"
+def _gigabytes(value: int | None, digits: int = 1) -> str:
+    return "-" if value is None else f"{value / _GB:.{digits}f}"
 
 
 def _megabytes(row: Row | None, key: str) -> str:
