@@ -32,7 +32,8 @@ class Recorder:
 
     head: what the document says of all rows. only: regular expressions; rows whose name none of them matches are not
     measured (none: all are). budget: seconds after which no further row is begun.
-    A file that is there is continued. Raises ValueError when it was not measured alike.
+    A file that is there is continued; rows of another commit say which. Raises ValueError when it was not measured
+    alike.
     """
 
     def __init__(
@@ -114,9 +115,11 @@ class Recorder:
                     f"{self._path} was measured with another {key}, {earlier['env'][key]}; use another out="
                 )
         command = f"{earlier['command']} && {self.document['command']}"
+        then, now = (content["env"].get("git") for content in (earlier, self.document))
+        rows = earlier["rows"] if then == now else [{"git": then, **row} for row in earlier["rows"]]
         self.document |= {
             "command": command,
-            "rows": earlier["rows"],
+            "rows": rows,
             "left_out": earlier["left_out"],
         }
 

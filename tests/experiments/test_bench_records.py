@@ -30,8 +30,8 @@ def test_medians_and_percentiles() -> None:
     }  # fmt: skip
 
 
-def recorder(path: Path, **more: Any) -> Recorder:
-    env = {"device": "cpu", "versions": {"torch": "1"}, "git": None}
+def recorder(path: Path, commit: str | None = None, **more: Any) -> Recorder:
+    env = {"device": "cpu", "versions": {"torch": "1"}, "git": commit}
     return Recorder(path, {"bench": "b", "settings": {}, "env": env, "command": "c"}, **more)
 
 
@@ -71,6 +71,15 @@ def test_a_file_of_another_bench_is_not_continued(tmp_path: Path) -> None:
     (tmp_path / "out.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match="measured with another device, another; use another out="):
         recorder(tmp_path / "out.json")
+
+
+def test_rows_of_an_earlier_commit_say_so(tmp_path: Path) -> None:
+    path = tmp_path / "out.json"
+    for commit, row in (("1", "a"), ("2", "b"), ("3", "c")):
+        recorder(path, commit=commit).measure(row, lambda: {})
+    content = json.loads(path.read_text())
+    assert [row.get("git") for row in content["rows"]] == ["1", "2", None]
+    assert content["env"]["git"] == "3"
 
 
 @pytest.mark.parametrize(
