@@ -62,8 +62,8 @@ class Accumulator:
         self.absmax = torch.zeros(width, device=device)
         self.lowest = torch.full((), math.inf, device=device)
         self.rows = 0
-        self.sample = torch.empty(0, width)
-        self._offered, self._every = 0, 1
+        self._sample: list[Tensor] = []
+        self._sampled, self._offered, self._every = 0, 0, 1
         self._by_kernel = device.type == "cuda" and _HAS_TRITON
 
     def add(self, x: Tensor) -> None:
@@ -78,12 +78,14 @@ class Accumulator:
         # An even stride over the tokens: the first rows alone would be one corner of one image.
         rows = _spread(x, _SAMPLE_ROWS // 8).float()
         # One in so many of all rows offered is kept, so that no batch counts more than another.
-        self.sample = torch.cat(
-            [self.sample, rows[-self._offered % self._every :: self._every].cpu()]
-        )
+        kept = rows[-self._offered % self._every :: self._every].cpu()
+        self._sample.append(kept)
+        self._sampled += kept.shape[0]
         self._offered += rows.shape[0]
-        while self.sample.shape[0] > 4 * _SAMPLE_ROWS:
-            self.sample = self.sample[::2]
+        while self._sampled > 4 * _SAMPLE_ROWS:
+            # In one piece only here: of FLUX's widest input it is 100 MB.
+            self._sample = [torch.cat(self._sample)[::2].clone()]
+            self._sampled = self._sample[0].shape[0]
             self._every *= 2
 
     def _add_moment(self, x: Tensor) -> None:
@@ -109,7 +111,7 @@ class Accumulator:
             rows=self.rows,
             moment=self.total.div_(self.rows),
             absmax=self.absmax.cpu(),
-            sample=_spread(self.sample, _SAMPLE_ROWS).clone(),
+            sample=_spread(torch.cat(self._sample), _SAMPLE_ROWS),
             lowest=float(self.lowest),
         )
 
