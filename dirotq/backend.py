@@ -15,10 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dirotq import fusing
 from dirotq.formats import FP4H, FP8, Format, FP8x2, Integer
 from dirotq.linear import QuantInput, QuantLinear
-from dirotq.models import made_for
 from dirotq.sharing import Shared
 from dirotq.storage import FixedDtype
 from dirotq.transforms import Compact, Identity
@@ -33,8 +31,8 @@ def set_backend(model: nn.Module, backend: str = "auto") -> dict[str, str]:
 
     backend: "reference", the simulated layers; "triton", kernels for every layer; "auto", kernels where they fit.
     Returns for each quantized linear, by name, "fp8", "weight_only", or "reference" and why. The checkpoint does not
-    change; an activation that a kernel applies itself is bypassed until another backend is chosen. Raises ValueError
-    for an unknown backend, and with "triton" for the first layer that no kernel fits; the model is then as it was.
+    change. Raises ValueError for an unknown backend, and with "triton" for the first layer that no kernel fits; the
+    model is then as it was.
     """
     if backend not in BACKENDS:
         raise ValueError(f"backend={backend}, allowed are {', '.join(BACKENDS)}")
@@ -46,37 +44,18 @@ def set_backend(model: nn.Module, backend: str = "auto") -> dict[str, str]:
             raise ValueError(f"backend=triton: layer {name}: {why}; auto leaves it simulated")
         chosen[name] = f"reference: {why}" if why else _kind(layer)
     # All of them, before the first one is put in place: whatever fails, the model is as it was.
-    activations = _activations(model, layers, chosen)
-    kernels = _kernels(layers, chosen, {name: kind for name, (_, kind) in activations.items()})
+    kernels = _kernels(layers, chosen)
     for name, layer in layers.items():
         layer.kernel = kernels[name]
-    fusing.bypass(model, [place for place, _ in activations.values()])
     return chosen
 
 
-def _activations(
-    model: nn.Module, layers: Mapping[str, QuantLinear], chosen: Mapping[str, str]
-) -> dict[str, tuple[str, str]]:
-    """Linears, by name, whose kernel also applies the activation before them: its module's name and its kind."""
-    able = [
-        name
-        for name, layer in layers.items()
-        if chosen[name] == "fp8"
-        and layer.input.readers == 1
-        and isinstance(layer.input.transform, Compact)
-    ]
-    layout = made_for(model)
-    return fusing.find(model, layout, able) if layout else {}
-
-
 def _kernels(
-    layers: Mapping[str, QuantLinear], chosen: Mapping[str, str], activations: Mapping[str, str]
+    layers: Mapping[str, QuantLinear], chosen: Mapping[str, str]
 ) -> dict[str, nn.Module | None]:
     """What computes each layer; None for the simulated ones."""
     readers = Counter(layer.input for name, layer in layers.items() if chosen[name] == "fp8")
     inputs = {source: FP8Input(source, number) for source, number in readers.items()}
-    for name, kind in activations.items():
-        inputs[layers[name].input].activation = kind
     # The largest is a bound for each. torch.compile would make a graph for every number.
     slack = max((source.slack for source in inputs.values()), default=0.0)
     for source in inputs.values():
@@ -160,10 +139,7 @@ def _unfit_device(device: torch.device, kind: str) -> str | None:
 
 
 class FP8Input(Shared):
-    """The left operand of the FP8 products of the linears that read one input, made once for `readers` of them.
-
-    activation: of the input, before its transform.
-    """
+    """The left operand of the FP8 products of the linears that read one input, made once for `readers` of them."""
 
     source: QuantInput
 
@@ -174,7 +150,6 @@ class FP8Input(Shared):
         # Not registered: the first linear holds the input.
         object.__setattr__(self, "source", source)
         transform = source.transform
-        self.activation = "none"
         self.kind = "fp4h" if isinstance(source.act, FP4H) else "fp8"
         self.slack = transform_slack(transform) if isinstance(transform, Compact) else 0.0
 
@@ -199,7 +174,6 @@ class FP8Input(Shared):
             self.slack,
             transform.block,
             self.kind,
-            self.activation,
         )
         return made
 

@@ -10,7 +10,6 @@ from torch import Tensor
 # The kinds, and the largest value over the row's scale.
 TOPS = {"fp4h": 256.0, "fp8": 448.0}
 TERMS = {torch.bfloat16: 1, torch.float16: 2, torch.float32: 3}
-ACTIVATIONS = ("none", "gelu_tanh")
 _LARGEST_BLOCK = 128
 
 
@@ -20,7 +19,6 @@ def check(
     slack: float,
     block: int,
     kind: str,
-    activation: str,
 ) -> None:
     """Raise ValueError that names what does not fit and what is allowed. tensors: the transform's, in order."""
     subspace, subspace_scales, correction, correction_scales, signs = tensors
@@ -29,8 +27,6 @@ def check(
     stored = torch.bfloat16 if subspace_scales is None else torch.int8
     if kind not in TOPS:
         _refuse(f"kind={kind!r}, allowed are {', '.join(TOPS)}")
-    if activation not in ACTIVATIONS:
-        _refuse(f"activation={activation!r}, allowed are {', '.join(ACTIVATIONS)}")
     if x.dtype not in TERMS:
         _refuse(f"x of {x.dtype}, allowed are {', '.join(map(str, TERMS))}")
     if block < 1 or block & (block - 1) or block > _LARGEST_BLOCK:

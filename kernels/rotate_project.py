@@ -30,52 +30,9 @@ def product(total, x, right, TERMS: tl.constexpr, TYPE: tl.constexpr):
     return total
 
 
-# Of two numbers. ex2 and rcp are exact to two units in the last place of float32, of which bfloat16 keeps far fewer.
-_GELU_TANH = tl.constexpr(
-    """{
-    .reg .f32 t;
-    .reg .f32 y<2>;
-"""
-    + "".join(
-        f"""
-    mul.f32 t, {x}, {x};
-    fma.rn.f32 t, t, 0fBDD2D3E8, 0fC0135761;
-    mul.f32 t, t, {x};
-    ex2.approx.ftz.f32 t, t;
-    add.f32 t, t, 0f3F800000;
-    rcp.approx.ftz.f32 t, t;
-    mul.f32 y{i}, {x}, t;
-"""
-        for i, x in enumerate(("$1", "$2"))
-    )
-    + """
-    cvt.rn.bf16x2.f32 $0, y1, y0;
-}"""
-)
-
-
-@triton.jit
-def _gelu_tanh(x, TYPE: tl.constexpr):
-    """x (1 + tanh(u)) / 2 = x / (1 + exp(-2 u)) of u = sqrt(2 / pi) (x + 0.044715 x³), in the dtype of x."""
-    wide = x.to(tl.float32)
-    if (tl.bfloat16 == TYPE) & (x.dtype == tl.bfloat16):
-        # Not pure, so that it is not done again for another layout.
-        return tl.inline_asm_elementwise(
-            _GELU_TANH, "=r,f,f", [wide], dtype=tl.bfloat16, is_pure=False, pack=2
-        )
-    else:
-        # Times log2(e), for a power of two. Far below zero it is infinite, and the quotient zero.
-        doubled = wide * tl.fma(wide * wide, -0.10294324, -2.3022082)
-        wide = wide / (1.0 + tl.exp2(doubled))
-        if x.dtype == tl.bfloat16:
-            wide = _round_to_bfloat16(wide)
-        return wide.to(x.dtype)
-
-
 @triton.jit
 def _partial_sums(
     x_ptr,
-    activated_ptr,  # [num_rows, width]
     subspace_ptr,
     rows,
     ranks,
@@ -90,7 +47,6 @@ def _partial_sums(
     RANKS: tl.constexpr,
     TERMS: tl.constexpr,
     TYPE: tl.constexpr,
-    ACTIVATION: tl.constexpr,
 ):
     total = tl.zeros((ROWS, RANKS), tl.float32)
     energy = tl.zeros((ROWS, DEPTH), tl.float32)
@@ -104,9 +60,6 @@ def _partial_sums(
             mask=inside[:, None] & (ranks < rank)[None, :],
             other=0,
         )
-        if ACTIVATION == "gelu_tanh":
-            x = _gelu_tanh(x, TYPE)
-            tl.store(activated_ptr + rows[:, None] * width + columns[None, :], x, mask=here)
         wide = x.to(tl.float32)
         energy += wide * wide
         total = product(total, x, operand(codes, TYPE), TERMS, TYPE)
@@ -116,7 +69,6 @@ def _partial_sums(
 @triton.jit
 def project_kernel(
     x_ptr,
-    activated_ptr,
     subspace_ptr,
     correction_ptr,
     signs_ptr,
@@ -139,7 +91,6 @@ def project_kernel(
     RANKS: tl.constexpr,
     TERMS: tl.constexpr,
     TYPE: tl.constexpr,
-    ACTIVATION: tl.constexpr,
 ):
     """Partial sums of a tile of rows, or for the first `fold_tiles` programs `fold`."""
     program, part = tl.program_id(0), tl.program_id(1)
@@ -152,9 +103,9 @@ def project_kernel(
         split = program % splits
         rows = (program // splits * ROWS + tl.arange(0, ROWS)).to(tl.int64)
         ranks = part * RANKS + tl.arange(0, RANKS)
-        source = (x_ptr, activated_ptr, subspace_ptr, rows, ranks, num_rows, width, stride, rank)
+        source = (x_ptr, subspace_ptr, rows, ranks, num_rows, width, stride, rank)
         total, energy = _partial_sums(
-            *source, split * steps, steps, ROWS, DEPTH, RANKS, TERMS, TYPE, ACTIVATION
+            *source, split * steps, steps, ROWS, DEPTH, RANKS, TERMS, TYPE
         )
         present = rows < num_rows
         rows += split.to(tl.int64) * num_rows

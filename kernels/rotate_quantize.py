@@ -47,7 +47,6 @@ def rotate_quantize(
     slack: float,
     block: int,
     kind: str,
-    activation: str = "none",
 ) -> tuple[Tensor, Tensor]:
     """Transform `x` [..., K] by a `Compact` and quantize it: a [M, low + 3 r] float8_e4m3fn and scale [M, 1] float32.
 
@@ -55,15 +54,14 @@ def rotate_quantize(
     float32. subspace [K, r], correction [r, low]: int8 codes with bfloat16 scales [r], or bfloat16 with None. signs:
     int8 [low]. slack: at least |T Tᵀ - I|₂ of the transform T (`transform_slack`); with it no code can saturate.
     block: of the Hadamard matrices. kind: of the low codes, fp4h (groups of 32) or fp8. A scale is NaN where the row is
-    not finite or its squares overflow; rows of a norm below 2^-50 are zero. activation: of x before all that, rounded
-    to its dtype: none or gelu_tanh, of which the first read of x takes care.
+    not finite or its squares overflow; rows of a norm below 2^-50 are zero.
 
     Raises ValueError for what does not fit together, and unless 32 divides low and 16 divides r.
     """
     tensors = (subspace, subspace_scales, correction, correction_scales, signs)
-    check(x, tensors, slack, block, kind, activation)
+    check(x, tensors, slack, block, kind)
     plan = choose(block, subspace.shape[1])
-    return launch(plan, x, *tensors, slack, block, kind, activation)
+    return launch(plan, x, *tensors, slack, block, kind)
 
 
 @fake_of(rotate_quantize)
@@ -84,7 +82,6 @@ def launch(
     slack: float,
     block: int,
     kind: str,
-    activation: str = "none",
 ) -> tuple[Tensor, Tensor]:
     """`rotate_quantize` of checked arguments by a plan whose `columns` are not below `block`."""
     x = in_rows(x)
@@ -98,11 +95,8 @@ def launch(
     shared |= {"BLOCK": block, "COLUMNS": plan.columns, "enable_fp_fusion": True}
     shared["PARTS"] = 2 if subspace_scales is None else 1
     half = torch.bfloat16 if subspace_scales is None else torch.float16
-    source = x
-    if activation != "none":
-        x = torch.empty((rows, width), dtype=x.dtype, device=x.device)
-    operands = (source, x, subspace.contiguous(), correction.contiguous(), signs.contiguous())
-    sums, energy, mix = _project(plan, operands, half, activation, shared)
+    operands = (x, subspace.contiguous(), correction.contiguous(), signs.contiguous())
+    sums, energy, mix = _project(plan, operands, half, shared)
     reflected = torch.empty((rows, 2 * rank), dtype=half, device=x.device)
     reach = torch.empty((rows,), dtype=torch.float32, device=x.device)
     padded = triton.next_power_of_2(rank)
@@ -127,13 +121,12 @@ def in_rows(x: Tensor) -> Tensor:
 
 def _project(
     plan: Plan,
-    tensors: tuple[Tensor, Tensor, Tensor, Tensor, Tensor],
+    tensors: tuple[Tensor, Tensor, Tensor, Tensor],
     half: torch.dtype,
-    activation: str,
     shared: dict[str, Any],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Partial sums [splits, M, r] of `x` times the codes, and [splits, M] of squares; the folded matrices."""
-    x, rank = tensors[0], tensors[2].shape[1]
+    x, rank = tensors[0], tensors[1].shape[1]
     (rows, width), device = x.shape, x.device
     ranks = min(triton.next_power_of_2(rank), _MOST_RANKS)
     row_tiles, parts = triton.cdiv(rows, plan.project_rows), triton.cdiv(rank, ranks)
@@ -146,17 +139,13 @@ def _project(
     shape = (fold_tiles, plan.columns + shared["PARTS"] * rank, plan.columns)
     mix = torch.empty(shape, dtype=torch.bfloat16, device=device)
     outputs = (sums, energy, mix, mix.view(half))
-    # So that two programs share a multiprocessor with an activation as they do without one.
-    most = {"maxnreg": 128} if x.is_cuda and activation != "none" else {}
     project_kernel[(fold_tiles + row_tiles * splits, parts)](
         *(*tensors, *outputs, rows, width, x.stride(0), rank, splits, each, fold_tiles),
         ROWS=plan.project_rows,
         DEPTH=plan.project_depth,
         RANKS=ranks,
-        ACTIVATION=activation,
         num_warps=plan.project_warps,
         num_stages=plan.project_stages,
-        **most,
         **shared,
     )
     return sums, energy, mix
@@ -205,11 +194,8 @@ def rotate_quantize_ref(
     slack: float,
     block: int,
     kind: str,
-    activation: str = "none",
 ) -> tuple[Tensor, Tensor]:
     """The same in PyTorch, the transform in float64; a zero may have another sign."""
-    if activation == "gelu_tanh":
-        x = torch.nn.functional.gelu(x, approximate="tanh")
     x = x.reshape(-1, x.shape[-1]).double()
     left, right = subspace.double(), correction.double()
     if subspace_scales is not None and correction_scales is not None:

@@ -2,17 +2,13 @@
 
 import copy
 
-import diffusers
 import pytest
 import torch
 from torch import Tensor, nn
 
 import dirotq
-from dirotq import fusing
 from dirotq.formats import FP4H
 from dirotq.linear import QuantLinear
-from dirotq.models import made_for
-from tests.support import architectures, tiny
 
 pytest.importorskip("triton")
 from dirotq_kernels.transform_slack import transform_slack
@@ -172,60 +168,3 @@ def test_compiles_to_one_graph() -> None:
         wanted = model(x)
         compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
         assert torch.equal(compiled(x), wanted)
-
-
-def test_layouts_name_activations_that_kernels_have() -> None:
-    flux, pixart = architectures.build("FluxTransformer2DModel"), tiny.build_transformer()
-    for model, name in (
-        (flux, "transformer_blocks.0.ff.net.2"),
-        (flux, "transformer_blocks.1.ff_context.net.2"),
-        (flux, "single_transformer_blocks.1.proj_out.parts.1"),
-        (pixart, "transformer_blocks.0.ff.net.2"),
-    ):
-        layout = made_for(model)
-        place = layout.activation_of(name)
-        assert fusing.kind_of(model.get_submodule(place)) == "gelu_tanh"
-        assert fusing.find(model, layout, [name]) == {name: (place, "gelu_tanh")}
-    assert fusing.kind_of(nn.GELU()) is None  # the exact one
-
-
-def test_kernels_apply_activations_themselves() -> None:
-    """Those of feed-forwards; the simulated model has them back."""
-    name = "FluxTransformer2DModel"
-    few = {**architectures.ARGUMENTS[name], "num_layers": 1, "num_single_layers": 1}
-    model = getattr(diffusers, name)(**few).eval().to(DEVICE)
-    architectures.plant_outliers(model)
-    call = architectures.batch(name)
-    attention = r".*to_[qkv]", r".*to_out\.0", r".*add_[qkv]_proj", r".*to_add_out"
-    others = (*attention, r".*net\.0\.proj", r".*proj_mlp", r".*parts\.0")
-    settings = "weight_only=[" + ",".join(f"'{name}'" for name in others) + "]"
-    dirotq.quantize(model, dirotq.recipe(*FP8, "rank=32", settings), [call])
-    model.to(torch.bfloat16)
-    call = {key: _half(value) for key, value in call.items()}
-    before = list(model.state_dict())
-    with torch.no_grad():
-        wanted = model(**call)[0]
-        chosen = dirotq.set_backend(model, "auto")
-        for name, layer in model.named_modules():
-            if isinstance(layer, QuantLinear) and chosen[name] == "weight_only":
-                layer.kernel = None  # which take a minute in the interpreter
-        bypassed = [module for module in model.modules() if isinstance(module, fusing.Bypassed)]
-        fused = [n for n, m in model.named_modules() if isinstance(m, QuantLinear) and fuses(m)]
-        assert len(bypassed) == len(fused) > 1
-        assert all(chosen[n] == "fp8" for n in fused)
-        assert list(model.state_dict()) == before
-        got = model(**call)[0]
-        assert error(got, wanted) < 0.05  # near ties of a few layers, and bfloat16 of all
-        dirotq.set_backend(model, "reference")
-        assert not any(isinstance(module, fusing.Bypassed) for module in model.modules())
-        assert torch.equal(model(**call)[0], wanted)
-
-
-def fuses(layer: QuantLinear) -> bool:
-    source = getattr(layer.kernel, "source", None)
-    return source is not None and source.activation == "gelu_tanh"
-
-
-def _half(value: object) -> object:
-    floating = isinstance(value, Tensor) and value.is_floating_point()
-    return value.to(DEVICE, torch.bfloat16) if floating else value

@@ -10,15 +10,10 @@ _LAYOUTS = (flux.LAYOUT, pixart.LAYOUT, sana.LAYOUT)
 
 def layout_of(model: nn.Module) -> Layout:
     """The layout made for the model's class, or the one found from its structure."""
-    return made_for(model) or auto.layout(model)
-
-
-def made_for(model: nn.Module) -> Layout | None:
-    """The layout made for the model's class."""
     for layout in _LAYOUTS:
         if type(model).__name__ in layout.classes:
             return layout
-    return None
+    return auto.layout(model)
 
 
 def coverage(model: nn.Module, layout: Layout | None = None) -> dict[str, str]:

@@ -36,9 +36,5 @@ LAYOUT = Layout(
         (r"(.*\.attn)\.to_(?:out\.0|add_out)", r"\1"),
         (r"(.*)\.proj_out\.parts\.0", r"\1.attn"),
     ),
-    activations=(
-        (r"(.*\.ff(?:_context)?)\.net\.2", r"\1.net.0"),
-        (r"(.*)\.proj_out\.parts\.1", r"\1.act_mlp"),
-    ),
     splits=((_SINGLE + "proj_out", ("out_features",)),),
 )

@@ -24,7 +24,6 @@ class Layout:
     optional: those of the patterns that some variants of the model have no layer for.
     heads: (pattern, attention) of linears that read attention's output: where the module with `heads` is, with the
     groups of the pattern filled in.
-    activations: (pattern, module) of linears that alone read what an activation returns: its module, named alike.
     """
 
     name: str
@@ -36,7 +35,6 @@ class Layout:
     pointwise: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
     heads: tuple[tuple[str, str], ...] = ()
-    activations: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
         split = tuple(pattern for pattern, _ in self.splits)
@@ -75,14 +73,6 @@ class Layout:
                 f"layout {self.name}: no layer of {type(model).__name__} matches {pattern!r}"
             )
         return matched
-
-    def activation_of(self, name: str) -> str | None:
-        """Name of the activation's module whose output the linear `name` reads; None where it reads something else."""
-        for pattern, module in self.activations:
-            found = re.fullmatch(pattern, name)
-            if found:
-                return found.expand(module)
-        return None
 
     def heads_of(self, model: nn.Module, name: str) -> int:
         """Attention heads whose outputs the linear `name` reads side by side; 1 where it reads something else."""

@@ -21,5 +21,4 @@ LAYOUT = Layout(
         _BLOCK + r"ff\.net\.2",
     ),
     heads=((r"(.*\.attn[12])\.to_out\.0", r"\1"),),
-    activations=((r"(.*\.ff)\.net\.2", r"\1.net.0"),),
 )

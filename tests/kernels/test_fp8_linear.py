@@ -55,7 +55,9 @@ def test_a_product_of_packed_weights_is_that_of_unpacked_ones(
     # Half a unit in the last place of bfloat16, and of float32 sums of such lengths far less.
     error = (got.double() - exact).norm() / exact.norm()
     assert float(error) < 2.0**-8
-    assert torch.allclose(got, packed_fp8_linear_ref(a, scale, *parts, added), rtol=2.0**-7)
+    # Relative to all of them: where sums cancel, a GPU's shorter ones are as far off as elsewhere.
+    other = packed_fp8_linear_ref(a, scale, *parts, added).double()
+    assert float((got.double() - other).norm()) < 2.0**-7 * float(exact.norm())
 
 
 def test_it_compiles_as_one_operator() -> None:

@@ -11,15 +11,36 @@ from torch import Tensor
 
 from dirotq.formats import FP4H, FP8
 from dirotq.transforms import Compact
-from tests.support.compacts import DEVICE, arguments, build
 from tests.support.draws import draw64
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 FORMATS = {"fp4h": FP4H(group=32), "fp8": FP8(group=None, power=True)}
 # M, low, r, Hadamard block, bits of the transform: tails of one and of two blocks, ranks in parts and in one.
 SHAPES = [(1, 64, 32, 64, 8), (67, 160, 16, 64, 8), (17, 224, 48, 128, 16), (5, 96, 144, 64, 8)]
 # NumPy says so in the interpreter, of rows that are not finite.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.runtime.interpreter")
 every_kind = pytest.mark.parametrize("kind", FORMATS)
+
+
+def build(low: int, rank: int, block: int = 64, bits: int = 8) -> Compact:
+    """A transform whose subspace has some columns that stand out, and the signs of a random draw."""
+    width = low + rank
+    spread = draw64(width, 1, seed=1).exp()
+    subspace = torch.linalg.qr(draw64(width, rank, seed=2) * spread)[0]
+    signs = draw64(low, seed=3).sign()
+    return Compact(width, rank, block, subspace, signs, bits)
+
+
+def arguments(compact: Compact) -> list[Tensor | None]:
+    scaled = compact.bits == 8
+    tensors = [
+        compact.subspace,
+        compact.subspace_scales if scaled else None,
+        compact.correction,
+        compact.correction_scales if scaled else None,
+        compact.signs,
+    ]
+    return [None if tensor is None else tensor.to(DEVICE) for tensor in tensors]
 
 
 def run(compact: Compact, x: Tensor, kind: str, plan: Plan | None = None) -> tuple[Tensor, Tensor]:

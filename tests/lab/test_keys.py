@@ -50,8 +50,6 @@ def stages(keys: Keys) -> dict[str, Any]:
     [
         ("backend.py", "reference", set()),
         ("backend.py", "auto", {"drawn"}),
-        ("fusing.py", "reference", set()),
-        ("fusing.py", "auto", {"drawn"}),
         ("linear.py", "reference", {"quantized", "drawn"}),
         ("linear.py", "auto", {"quantized", "drawn"}),
         ("placement.py", "reference", {"quantized", "drawn"}),
