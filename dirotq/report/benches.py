@@ -147,9 +147,10 @@ def rank_costs(source: Path) -> str:
 
 
 def quantizing_costs(source: Path) -> str:
-    """A row for each recipe: seconds by stage, and memory."""
-    content = _read(source)
-    rows = _measured(content)
+    """A row for each recipe of a document, or of all in a folder: seconds by stage, and memory."""
+    sources = sorted(source.glob("*.json")) if source.is_dir() else [source]
+    contents = [_read(each) for each in sources]
+    rows = [row for content in contents for row in _measured(content)]
     stages = list(dict.fromkeys(stage for row in rows for stage in row.get("stages", {})))
     lines = _head(["recipe", "minutes", *stages, "saving", "GPU GB", "host GB", "checkpoint GB"])
     for row in rows:
@@ -167,12 +168,18 @@ def quantizing_costs(source: Path) -> str:
             _gigabytes(row.get(key)) for key in ("peak_bytes", "host_bytes", "checkpoint_bytes")
         ]
         lines.append(_line([f"`{row['name']}`", minutes, *cells]))
-    settings = content["settings"]
+    taken = {(content["settings"]["records"], content["settings"]["size"]) for content in contents}
+    if len(taken) > 1:
+        raise ValueError(f"records and sizes of {source} are not alike: {sorted(taken)}")
+    ((records, size),) = taken
     note = (
-        f"{settings['records']} records at {settings['size']}² pixels. Stages in seconds, of the last part where a run "
-        "was made in several."
+        f"{records} records at {size}² pixels. Stages in seconds, of the last part where a run was made in several; "
+        "minutes are without saving."
     )
-    return "\n".join([*lines, "", note, *_failures(content), "", _origin(content, source)]) + "\n"
+    failures = [line for content in contents for line in _failures(content)]
+    each = zip(contents, sources, strict=True)
+    origins = [line for content, path in each for line in ("", _origin(content, path))]
+    return "\n".join([*lines, "", note, *failures, *origins]) + "\n"
 
 
 def loading_costs(source: Path) -> str:
@@ -224,8 +231,14 @@ def _origin(content: Row, source: Path) -> str:
     )
     return (
         f"{env['device']}, {versions}, commit {env['git']}, {content['weights']} weights "
-        f"(`experiments/results/bench/{source.name}`: `{content['command']}`)."
+        f"(`experiments/results/{_place(source)}`: `{content['command']}`)."
     )
+
+
+def _place(source: Path) -> str:
+    """Path under the folder of results, where it is in one."""
+    *_, inside = source.as_posix().rpartition("/results/")
+    return inside if inside != source.as_posix() else source.name
 
 
 def _speed(layer: Row | None, way: str) -> str:

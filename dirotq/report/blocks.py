@@ -179,6 +179,5 @@ BLOCKS = (
     Block("bench_load", "bench/load_flux.json", benches.loading_costs),
     Block("bench_offload", "bench/offload.json", benches.offload_speeds),
     Block("bench_rank", "bench/rank.json", benches.rank_costs),
-    Block("bench_quantize", "bench/quantize_flux.json", benches.quantizing_costs),
-    Block("bench_quantize_svdquant", "bench/quantize_flux_svdquant.json", benches.quantizing_costs),
+    Block("bench_quantize", "bench/quantize", benches.quantizing_costs),
 )

@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from dirotq.report.blocks import RESULTS, refreshed
 
 ENV = {
@@ -17,15 +19,20 @@ def time(median: float) -> dict[str, float]:
     return {"median_ms": median, "p10_ms": 0.9 * median, "p90_ms": 1.1 * median, "repetitions": 50}
 
 
-def made(tmp_path: Path, block: str, name: str, rows: list[Any], **more: Any) -> list[str]:
-    """The lines between the markers of a block."""
+def put(tmp_path: Path, name: str, rows: list[Any], **more: Any) -> None:
+    """Write a document of results."""
     content = {
         "bench": name, "what": "", "command": f"python -m experiments.bench bench={name}",
         "env": ENV, "weights": "random", "settings": {}, "left_out": {}, "rows": rows, **more,
     }  # fmt: skip
     path = tmp_path / RESULTS / "bench" / f"{name}.json"
-    path.parent.mkdir(parents=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content))
+
+
+def made(tmp_path: Path, block: str, name: str, rows: list[Any], **more: Any) -> list[str]:
+    """The lines between the markers of a block."""
+    put(tmp_path, name, rows, **more)
     text = f"# Speed\n<!-- {block}: begin -->\nold\n<!-- {block}: end -->\nrest\n"
     found = refreshed(text, tmp_path)
     assert refreshed(found, tmp_path) == found
@@ -142,6 +149,14 @@ def test_quantizing(tmp_path: Path) -> None:
         "inputs_finished": 3, "peak_bytes": 50e9, "host_bytes": 5e9,
     }  # fmt: skip
     settings = {"records": 128, "size": 1024}
-    lines = made(tmp_path, "bench_quantize", "quantize_flux", [whole, part], settings=settings)
+    put(tmp_path, "quantize/svdquant", [part], settings=settings)
+    lines = made(tmp_path, "bench_quantize", "quantize/dirotq", [whole], settings=settings)
     assert lines[2] == "| `method=dirotq` | 5.0 | 100 | 140 | 12 | 40.0 | 5.0 | 7.0 |"
     assert lines[3] == ("| `method=svdquant` | 9.0, 3 of 266 inputs | - | - | - | 50.0 | 5.0 | - |")
+    assert "results/bench/quantize/dirotq.json" in lines[-3]
+    assert "results/bench/quantize/svdquant.json" in lines[-1]
+    put(tmp_path, "quantize/svdquant", [part], settings={"records": 2, "size": 1024})
+    with pytest.raises(
+        ValueError, match=r"README block bench_quantize: records and sizes of .* are not alike"
+    ):
+        made(tmp_path, "bench_quantize", "quantize/dirotq", [whole], settings=settings)
