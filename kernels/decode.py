@@ -21,6 +21,7 @@ from dirotq_kernels.four_bit import (
     weight_values,
     words_of,
 )
+from dirotq_kernels.launching import ceil_div, start
 from dirotq_kernels.operators import fake_of, operator
 from torch import Tensor
 
@@ -92,7 +93,9 @@ def decode(
     num_words = out.numel() // CODES_PER_WORD
     if not num_words:
         return out
-    _decode_kernel[(triton.cdiv(num_words, _BLOCK),)](
+    start(
+        _decode_kernel,
+        (ceil_div(num_words, _BLOCK),),
         words_of(codes),
         scales_of(scales),
         scales if base is None else base,

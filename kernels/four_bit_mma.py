@@ -11,6 +11,7 @@ import torch
 import triton
 import triton.language as tl
 from dirotq_kernels.four_bit import group_scale
+from dirotq_kernels.launching import ceil_div
 from dirotq_kernels.split_sums import write_sums
 from torch import Tensor
 
@@ -110,7 +111,7 @@ def fits(x: Tensor, kind: str, group: int) -> bool:
 def splits_of(num_inputs: int, num_rows: int, width: int, kind: str, group: int) -> tuple[int, int]:
     """Parts of the sums, and bytes of a row at a time."""
     depth = min(_DEPTH, group // 2) if kind == "integer" else _DEPTH
-    steps = triton.cdiv(width // 2, depth)
-    programs = triton.cdiv(num_inputs, INPUTS) * triton.cdiv(num_rows, ROWS)
-    each = triton.cdiv(steps, min(steps, triton.cdiv(_PROGRAMS, programs)))
-    return triton.cdiv(steps, each), depth
+    steps = ceil_div(width // 2, depth)
+    programs = ceil_div(num_inputs, INPUTS) * ceil_div(num_rows, ROWS)
+    each = ceil_div(steps, min(steps, ceil_div(_PROGRAMS, programs)))
+    return ceil_div(steps, each), depth

@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
+from dirotq_kernels.launching import ceil_div, power_above
 from torch import Tensor
 
 _KINDS = ("nvfp4", "mxfp4", "fp4h")
@@ -150,9 +151,9 @@ def fp4_quantize(x: Tensor, group: int, kind: str) -> Tensor:
     # Without a base the groups of a row have nothing in common.
     num_groups = 1 if kind == "mxfp4" else x.shape[-1] // group
     num_rows = x.numel() // (num_groups * group)
-    groups, width = triton.next_power_of_2(num_groups), triton.next_power_of_2(group)
+    groups, width = power_above(num_groups), power_above(group)
     rows = max(1, _VALUES_PER_PROGRAM // (groups * width))
-    _fp4_quantize_kernel[(triton.cdiv(num_rows, rows),)](
+    _fp4_quantize_kernel[(ceil_div(num_rows, rows),)](
         x,
         out,
         num_rows,
@@ -217,7 +218,7 @@ def _least_error_ref(groups: Tensor, wanted: Tensor, base: Tensor) -> Tensor:
         trials.append(_round_to_e2m1_ref(groups, step))
         error = (trials[-1] - groups).square()
         error = torch.nn.functional.pad(
-            error, (0, triton.next_power_of_2(groups.shape[-1]) - groups.shape[-1])
+            error, (0, power_above(groups.shape[-1]) - groups.shape[-1])
         )
         while error.shape[-1] > 1:
             error = error[..., 0::2] + error[..., 1::2]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
+from dirotq_kernels.launching import ceil_div, power_above
 from torch import Tensor
 
 _KINDS = {"integer": (4, 8), "e2m1": (4,)}
@@ -144,7 +145,7 @@ def gptq_columns(
     """
     codes, errors = _outputs(columns, targets, feedback, step, zero, kind, bits, signed)
     if columns.numel():
-        block = triton.next_power_of_2(columns.shape[0])
+        block = power_above(columns.shape[0])
         rows = min(_MOST_ROWS, max(1, _TARGETS_PER_PROGRAM // block))
         inputs = columns, targets, feedback, step, zero
         _launch(*inputs, codes, errors, kind == "e2m1", _range(bits, signed), rows)
@@ -198,7 +199,7 @@ def _launch(
     warps: int = 1,
 ) -> None:
     num_columns, num_rows = columns.shape
-    _gptq_columns_kernel[(triton.cdiv(num_rows, rows),)](
+    _gptq_columns_kernel[(ceil_div(num_rows, rows),)](
         columns.contiguous(),
         targets.contiguous(),
         feedback.contiguous(),  # a factor's memory is in columns
@@ -212,7 +213,7 @@ def _launch(
         float(code_range[1]),
         E2M1=e2m1,
         ZERO=zero is not None,
-        BLOCK=triton.next_power_of_2(num_columns),
+        BLOCK=power_above(num_columns),
         ROWS=rows,
         num_warps=warps,
         enable_fp_fusion=False,

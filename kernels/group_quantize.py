@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
+from dirotq_kernels.launching import ceil_div, power_above
 from torch import Tensor
 
 _VALUES_PER_PROGRAM = 4096
@@ -82,9 +83,9 @@ def group_quantize(
         return out
     signed = symmetric and not unsigned
     high = (1 << (bits - 1)) - 1 if signed else (1 << bits) - 1
-    width = triton.next_power_of_2(group)
+    width = power_above(group)
     rows = max(1, _VALUES_PER_PROGRAM // width)
-    _group_quantize_kernel[(triton.cdiv(num_groups, rows),)](
+    _group_quantize_kernel[(ceil_div(num_groups, rows),)](
         x,
         out,
         num_groups,

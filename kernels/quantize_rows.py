@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 from dirotq_kernels.fp4_quantize import _least_error_ref, power_of_two
 from dirotq_kernels.fp4h_codes import fp4h_values, inverse_of_power, round_to_e4m3
+from dirotq_kernels.launching import ceil_div, power_above, start
 from dirotq_kernels.operators import fake_of, operator
 from torch import Tensor
 
@@ -81,10 +82,12 @@ def quantize_rows(x: Tensor, kind: str, power: bool = True) -> tuple[Tensor, Ten
     scale = torch.empty((rows, 1), dtype=torch.float32, device=x.device)
     if not rows:
         return a, scale
-    groups = triton.next_power_of_2(triton.cdiv(width, _GROUP))
+    groups = power_above(ceil_div(width, _GROUP))
     rows_each = max(1, _VALUES_PER_PROGRAM // (groups * _GROUP))
     values = rows_each * groups * _GROUP
-    _quantize_rows_kernel[(triton.cdiv(rows, rows_each),)](
+    start(
+        _quantize_rows_kernel,
+        (ceil_div(rows, rows_each),),
         *(x, a, scale, rows, width, 1.0 / _TOPS[kind]),
         KIND=kind,
         POWER=power,

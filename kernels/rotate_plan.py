@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
-import triton
+from dirotq_kernels.launching import ceil_div
 
 
 @dataclass(frozen=True)
@@ -49,13 +49,14 @@ def share(outer: int, inner: int, slots: int, most: int) -> int:
     """How much of `inner` each of the programs takes that divide it, `outer` times, so that waves are full."""
 
     def cost(chunks: int) -> tuple[int, int]:
-        each = triton.cdiv(inner, chunks)
+        each = ceil_div(inner, chunks)
         # A tile more a program, for what it does but once.
-        return triton.cdiv(outer * triton.cdiv(inner, each), slots) * (each + 1), chunks
+        return ceil_div(outer * ceil_div(inner, each), slots) * (each + 1), chunks
 
-    return int(triton.cdiv(inner, min(range(1, min(inner, most) + 1), key=cost)))
+    return ceil_div(inner, min(range(1, min(inner, most) + 1), key=cost))
 
 
+@lru_cache
 def processors(device: torch.device) -> int:
     """Multiprocessors of a GPU; 1 elsewhere."""
     if device.type != "cuda":

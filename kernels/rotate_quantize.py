@@ -16,10 +16,10 @@ import math
 from typing import Any
 
 import torch
-import triton
 import triton.language as tl
 from dirotq_kernels.fp4_quantize import _least_error_ref
 from dirotq_kernels.fp8_layout import HIGH_SHIFT
+from dirotq_kernels.launching import ceil_div, power_above, start
 from dirotq_kernels.operators import fake_of, operator
 from dirotq_kernels.rotate_check import TERMS, TOPS, check
 from dirotq_kernels.rotate_emit import rotate_kernel
@@ -99,11 +99,13 @@ def launch(
     sums, energy, mix = _project(plan, operands, half, shared)
     reflected = torch.empty((rows, 2 * rank), dtype=half, device=x.device)
     reach = torch.empty((rows,), dtype=torch.float32, device=x.device)
-    padded = triton.next_power_of_2(rank)
+    padded = power_above(rank)
     combined = max(1, _COMBINED // padded)
     tensors = (x, sums, energy, subspace_scales, correction_scales, reflected, reach, a, scale)
     factors = (1.0 + slack + _MARGIN, 1.0 / TOPS[kind], 2.0**-HIGH_SHIFT)
-    combine_kernel[(triton.cdiv(rows, combined),)](
+    start(
+        combine_kernel,
+        (ceil_div(rows, combined),),
         *(*tensors, rows, width, x.stride(0), rank, sums.shape[0], *factors),
         SCALED=subspace_scales is not None,
         ROWS=combined,
@@ -128,18 +130,20 @@ def _project(
     """Partial sums [splits, M, r] of `x` times the codes, and [splits, M] of squares; the folded matrices."""
     x, rank = tensors[0], tensors[1].shape[1]
     (rows, width), device = x.shape, x.device
-    ranks = min(triton.next_power_of_2(rank), _MOST_RANKS)
-    row_tiles, parts = triton.cdiv(rows, plan.project_rows), triton.cdiv(rank, ranks)
-    steps = triton.cdiv(width, plan.project_depth)
+    ranks = min(power_above(rank), _MOST_RANKS)
+    row_tiles, parts = ceil_div(rows, plan.project_rows), ceil_div(rank, ranks)
+    steps = ceil_div(width, plan.project_depth)
     slots = processors(device) * plan.project_resident
     each = share(row_tiles * parts, steps, slots, _MOST_SPLITS)
-    splits, fold_tiles = triton.cdiv(steps, each), triton.cdiv(width - rank, plan.columns)
+    splits, fold_tiles = ceil_div(steps, each), ceil_div(width - rank, plan.columns)
     sums = torch.empty((splits, rows, rank), dtype=torch.float32, device=device)
     energy = torch.empty((splits, rows), dtype=torch.float32, device=device)
     shape = (fold_tiles, plan.columns + shared["PARTS"] * rank, plan.columns)
     mix = torch.empty(shape, dtype=torch.bfloat16, device=device)
     outputs = (sums, energy, mix, mix.view(half))
-    project_kernel[(fold_tiles + row_tiles * splits, parts)](
+    start(
+        project_kernel,
+        (fold_tiles + row_tiles * splits, parts),
         *(*tensors, *outputs, rows, width, x.stride(0), rank, splits, each, fold_tiles),
         ROWS=plan.project_rows,
         DEPTH=plan.project_depth,
@@ -163,14 +167,16 @@ def _emit(
 ) -> None:
     (rows, width), rank = x.shape, reflected.shape[1] // 2
     whole = rank <= _MOST_RANKS
-    ranks = triton.next_power_of_2(rank) if whole else 64
-    row_tiles, column_tiles = triton.cdiv(rows, plan.rows), mix.shape[0]
+    ranks = power_above(rank) if whole else 64
+    row_tiles, column_tiles = ceil_div(rows, plan.rows), mix.shape[0]
     outer, inner = (row_tiles, column_tiles) if plan.across else (column_tiles, row_tiles)
     tiles = share(outer, inner, processors(x.device) * plan.resident, inner)
     if x.is_cuda:
         constants["maxnreg"] = plan.registers
     folded = mix.view(reflected.dtype)
-    rotate_kernel[(outer, triton.cdiv(inner, tiles))](
+    start(
+        rotate_kernel,
+        (outer, ceil_div(inner, tiles)),
         *(x, reflected, reach, mix, folded, scale, a, rows, width, x.stride(0), rank, tiles),
         ROWS=plan.rows,
         ACROSS=plan.across,

@@ -17,6 +17,7 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
+from dirotq_kernels.launching import ceil_div
 from torch import Tensor
 
 _LONGEST = 8192
@@ -179,7 +180,7 @@ def mirror_(total: Tensor) -> None:
     """
     _check_total("mirror_", total)
     width = total.shape[0]
-    tiles = triton.cdiv(width, _MIRROR_BLOCK)
+    tiles = ceil_div(width, _MIRROR_BLOCK)
     if tiles:
         _mirror_kernel[(tiles * (tiles + 1) // 2,)](total, width, BLOCK=_MIRROR_BLOCK)
 
@@ -200,7 +201,7 @@ def _launch(
     terms, (num_rows, width) = _TERMS[x.dtype], x.shape
     if not x.numel():
         return
-    tiles = triton.cdiv(width, rows)
+    tiles = ceil_div(width, rows)
     _second_moment_kernel[(tiles * (tiles + 1) // 2 * (rows // columns),)](
         total,
         x.contiguous() if terms == 1 else _split(x),

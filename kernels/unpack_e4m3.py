@@ -13,6 +13,7 @@ import triton.language as tl
 from dirotq_kernels.four_bit import weight_values
 from dirotq_kernels.fp4_to_e4m3 import e4m3_bits, fp4_to_e4m3
 from dirotq_kernels.fp8_layout import HIGH_SHIFT, pack_scale
+from dirotq_kernels.launching import ceil_div, start
 from dirotq_kernels.operators import fake_of, operator
 from torch import Tensor
 
@@ -179,9 +180,11 @@ def unpacked(
         return out
     words = codes.contiguous().view(torch.int64)
     low_units, high_units = words.shape[1], r // _HIGH_PER_UNIT
-    low_programs = triton.cdiv(rows * low_units, _BLOCK)
-    high_programs = triton.cdiv(rows * high_units, _BLOCK)
-    _unpack_e4m3_kernel[(low_programs + high_programs,)](
+    low_programs = ceil_div(rows * low_units, _BLOCK)
+    high_programs = ceil_div(rows * high_units, _BLOCK)
+    start(
+        _unpack_e4m3_kernel,
+        (low_programs + high_programs,),
         words,
         scales.contiguous(),
         base,

@@ -20,6 +20,7 @@ from dirotq_kernels.four_bit import (
 )
 from dirotq_kernels.four_bit_dot import dot_products
 from dirotq_kernels.four_bit_mma import INPUTS, ROWS, fits, mma_kernel, splits_of
+from dirotq_kernels.launching import ceil_div, power_above, start
 from dirotq_kernels.operators import fake_of, operator
 from dirotq_kernels.split_sums import OUTPUTS, add_splits_kernel, write_sums
 from torch import Tensor
@@ -133,13 +134,15 @@ def _(x, codes, scales, base, bias, kind, group):
 
 def _by_dot_products(x: Tensor, weight: _Weight, bias: Tensor | None, out: Tensor) -> None:
     (num_inputs, num_rows), words = out.shape, x.shape[1] // CODES_PER_WORD
-    inputs = min(triton.next_power_of_2(num_inputs), _MOST_INPUTS)
-    programs = triton.cdiv(num_inputs, inputs) * triton.cdiv(num_rows, _ROWS)
+    inputs = min(power_above(num_inputs), _MOST_INPUTS)
+    programs = ceil_div(num_inputs, inputs) * ceil_div(num_rows, _ROWS)
     threads = _threads(words, programs)
-    splits = min(triton.cdiv(words, threads), triton.cdiv(_MULTIPROCESSORS, programs))
-    chunks = triton.cdiv(words, threads * splits)
+    splits = min(ceil_div(words, threads), ceil_div(_MULTIPROCESSORS, programs))
+    chunks = ceil_div(words, threads * splits)
     target, ends, now, later = _ends(x, weight, bias, out, splits)
-    _weight_only_kernel[(triton.cdiv(num_inputs, inputs), triton.cdiv(num_rows, _ROWS), splits)](
+    start(
+        _weight_only_kernel,
+        (ceil_div(num_inputs, inputs), ceil_div(num_rows, _ROWS), splits),
         x,
         words_of(weight.codes),
         weight.scales,
@@ -169,7 +172,9 @@ def _by_tensor_cores(x: Tensor, weight: _Weight, bias: Tensor | None, out: Tenso
     (num_inputs, num_rows), width = out.shape, x.shape[1]
     splits, depth = splits_of(num_inputs, num_rows, width, weight.kind, weight.group)
     target, ends, now, later = _ends(x, weight, bias, out, splits)
-    mma_kernel[(triton.cdiv(num_inputs, INPUTS), triton.cdiv(num_rows, ROWS), splits)](
+    start(
+        mma_kernel,
+        (ceil_div(num_inputs, INPUTS), ceil_div(num_rows, ROWS), splits),
         x,
         weight.codes,
         weight.scales,
@@ -177,7 +182,7 @@ def _by_tensor_cores(x: Tensor, weight: _Weight, bias: Tensor | None, out: Tenso
         target,
         num_inputs,
         num_rows,
-        triton.cdiv(triton.cdiv(width // 2, depth), splits),
+        ceil_div(ceil_div(width // 2, depth), splits),
         KIND=weight.kind,
         BYTES=width // 2,
         GROUP=weight.group // 2,
@@ -212,9 +217,10 @@ def _add_up(
     parts: Tensor, ends: tuple[Tensor, Tensor], out: Tensor, splits: int, finish: dict[str, Any]
 ) -> None:
     if splits > 1:
-        grid = (triton.cdiv(out.numel(), OUTPUTS),)
+        grid = (ceil_div(out.numel(), OUTPUTS),)
         sizes = (out.numel(), out.shape[1])
-        add_splits_kernel[grid](parts, *ends, out, *sizes, SPLITS=splits, BLOCK=OUTPUTS, **finish)
+        tensors = (parts, *ends, out)
+        start(add_splits_kernel, grid, *tensors, *sizes, SPLITS=splits, BLOCK=OUTPUTS, **finish)
 
 
 def _check(x, codes, scales, base, bias, kind, group) -> None:
