@@ -1,8 +1,9 @@
 """Quantizing a model of published dimensions: what it takes in seconds, by stage, and in memory.
 
-Weights and records are random: of the modulations of adaptive norms the biases are spread over orders of magnitude, so
-that channels differ as in trained models. Each input's seconds are noted as it is finished, so that a run that is cut
-short says how far it came; with a `workdir` it goes on from there.
+Weights and records are random, but unlike channels: of the modulations of adaptive norms the biases are spread over
+orders of magnitude, and of all other linears the columns, so that inputs have outliers and weights a spectrum that
+falls, as in trained models. Where it is flat, a truncated SVD takes several times as long. Each input's seconds are
+noted as it is finished, so that a run that is cut short says how far it came; with a `workdir` it goes on from there.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ WHAT = (
     "memory allocated on the GPU, the model included where it is there; host_bytes: largest resident set of the process"
 )
 _SPREAD = 1.5  # of the logarithms of the modulations
+_COLUMN_SPREAD = 1.0  # of those of columns
 _NOTED_EVERY = 15.0  # seconds
 
 
@@ -170,11 +172,17 @@ def records(
 
 
 def unlike_channels(model: nn.Module, source: Source) -> None:
-    """Spread the biases of adaptive norms' modulations over orders of magnitude, in place."""
-    for name, parameter in model.named_parameters():
-        if "norm" in name and name.endswith("linear.bias"):
-            spread = source.normal(parameter.numel(), scale=_SPREAD).exp()
-            parameter.data.copy_(0.1 * spread * source.normal(parameter.numel()).sign())
+    """Spread biases of adaptive norms' modulations, and columns of other linears, over orders of magnitude."""
+    for name, module in model.named_modules():
+        if not isinstance(module, nn.Linear):
+            continue
+        if "norm" not in name:
+            spread = source.normal(module.in_features, scale=_COLUMN_SPREAD).exp()
+            # Outputs are as large as before.
+            module.weight.data.mul_(spread / spread.float().square().mean().sqrt())
+        elif module.bias is not None and name.endswith("linear"):
+            spread = source.normal(module.out_features, scale=_SPREAD).exp()
+            module.bias.data.copy_(0.1 * spread * source.normal(module.out_features).sign())
 
 
 def _saved(model: nn.Module) -> Row:
