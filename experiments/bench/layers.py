@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -52,6 +52,8 @@ class LayerBench(Settings):
     """cases: what is measured. repetitions: of every alternative. ceiling: shapes [M, K, N] for the best rates, or the
     module's own; copy_bytes: of the copy that gives the bandwidth.
     """
+
+    LISTS: ClassVar[tuple[str, ...]] = ()
 
     cases: tuple[dict[str, Any], ...]
     repetitions: int = 50

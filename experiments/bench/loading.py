@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import diffusers
 import torch
@@ -49,6 +49,8 @@ class LoadBench(Settings):
     ways: "load", `dirotq.load` into a model that accelerate made without weights; "from_pretrained", diffusers' own
     with a `device_map`.
     """
+
+    LISTS: ClassVar[tuple[str, ...]] = ("ways",)
 
     architecture: str
     config: dict[str, Any]

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -35,6 +35,8 @@ class OffloadBench(Settings):
 
     budget_bytes: of the GPU; null for all of it. unlimited: rows that have all of it, for comparison.
     """
+
+    LISTS: ClassVar[tuple[str, ...]] = ("rows", "unlimited")
 
     architecture: str
     config: dict[str, Any]

@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -47,6 +47,8 @@ class QuantizeBench(Settings):
     free. workdir: of `dirotq.quantize`, for a run in several parts: earlier_seconds are those of the parts before.
     save: whether the result is also written.
     """
+
+    LISTS: ClassVar[tuple[str, ...]] = ()
 
     architecture: str
     config: dict[str, Any]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,8 @@ class RankBench(Settings):
 
     bits: a file of conf/bits. ranks: of its transform. layer: M, K, N. ceiling, copy_bytes: as for layers.
     """
+
+    LISTS: ClassVar[tuple[str, ...]] = ()
 
     architecture: str
     config: dict[str, Any]

@@ -31,7 +31,8 @@ class Recorder:
     """Rows of one bench, by name, in `path`.
 
     head: what the document says of all rows. only: regular expressions; rows whose name none of them matches are not
-    measured (none: all are). budget: seconds after which no further row is begun.
+    measured (none: all are). budget: seconds after which no further row is begun. lists: settings that only say which
+    rows there are, and may be others when a file is continued.
     A file that is there is continued; rows of another commit say which. Raises ValueError when it was not measured
     alike.
     """
@@ -42,10 +43,12 @@ class Recorder:
         head: dict[str, Any],
         only: tuple[str, ...] = (),
         budget: float | None = None,
+        lists: tuple[str, ...] = (),
     ) -> None:
         self._path = path
         self._only = only
         self._budget = budget
+        self._lists = lists
         self._start = time.monotonic()
         self.document: dict[str, Any] = {**head, "left_out": {}, "rows": []}
         if path.exists():
@@ -106,9 +109,15 @@ class Recorder:
         self._write()
 
     def _continue(self, earlier: dict[str, Any]) -> None:
-        for key in ("bench", "settings"):
-            if earlier.get(key) != self.document[key]:
-                raise ValueError(f"{self._path} was measured with another {key}; use another out=")
+        settings = self.document["settings"]
+        for key in self._lists:
+            more = [value for value in settings[key] if value not in earlier["settings"][key]]
+            settings[key] = [*earlier["settings"][key], *more]
+        alike = {**earlier["settings"], **{key: settings[key] for key in self._lists}}
+        if (earlier["bench"], alike) != (self.document["bench"], settings):
+            raise ValueError(
+                f"{self._path} was measured by another bench, or with other settings; use another out="
+            )
         for key in ("device", "versions"):
             if earlier["env"][key] != self.document["env"][key]:
                 raise ValueError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from hydra import compose, initialize_config_dir
@@ -20,7 +20,9 @@ from experiments.bench.record import Recorder, head
 
 
 class Bench(Protocol):
-    """What is measured: the settings of a file of conf/bench."""
+    """What is measured: the settings of a file of conf/bench. LISTS: those that only say which rows there are."""
+
+    LISTS: ClassVar[tuple[str, ...]]
 
     def run(self, recorder: Recorder, device: torch.device, seed: int) -> None:
         """Measure every row that is wanted, within the budget."""
@@ -67,7 +69,8 @@ class Job:
     def run(self) -> None:
         """Measure, and write the JSON after every row. Raises ValueError when the file there was measured otherwise."""
         common = self.common
-        recorder = Recorder(Path(common.out), self.head, common.only, common.budget_seconds)
+        lists = type(self.bench).LISTS
+        recorder = Recorder(Path(common.out), self.head, common.only, common.budget_seconds, lists)
         self.bench.run(recorder, self.device, common.seed)
 
 

@@ -30,9 +30,13 @@ def test_medians_and_percentiles() -> None:
     }  # fmt: skip
 
 
-def recorder(path: Path, commit: str | None = None, **more: Any) -> Recorder:
+def recorder(
+    path: Path, commit: str | None = None, settings: dict[str, Any] | None = None, **more: Any
+) -> Recorder:
     env = {"device": "cpu", "versions": {"torch": "1"}, "git": commit}
-    return Recorder(path, {"bench": "b", "settings": {}, "env": env, "command": "c"}, **more)
+    return Recorder(
+        path, {"bench": "b", "settings": settings or {}, "env": env, "command": "c"}, **more
+    )
 
 
 def test_rows_are_written_one_by_one_and_a_failure_is_one(tmp_path: Path) -> None:
@@ -71,6 +75,20 @@ def test_a_file_of_another_bench_is_not_continued(tmp_path: Path) -> None:
     (tmp_path / "out.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match="measured with another device, another; use another out="):
         recorder(tmp_path / "out.json")
+
+
+def test_more_rows_may_be_asked_for_later_but_not_by_other_settings(tmp_path: Path) -> None:
+    path = tmp_path / "out.json"
+    recorder(path, settings={"runs": ["a", "b"], "size": 1}).measure("a", lambda: {})
+    more = {"settings": {"runs": ["b", "c"], "size": 1}}
+    with pytest.raises(ValueError, match="measured by another bench, or with other settings"):
+        recorder(path, **more)
+    recorder(path, **more, lists=("runs",)).measure("c", lambda: {})
+    content = json.loads(path.read_text())
+    assert content["settings"] == {"runs": ["a", "b", "c"], "size": 1}
+    assert [row["name"] for row in content["rows"]] == ["a", "c"]
+    with pytest.raises(ValueError, match="use another out"):
+        recorder(path, settings={"runs": ["a"], "size": 2}, lists=("runs",))
 
 
 def test_rows_of_an_earlier_commit_say_so(tmp_path: Path) -> None:
