@@ -18,6 +18,8 @@ OVERSAMPLING = 8
 _GAIN = 1e-9
 # Trained weights need 6 to 11.
 _BLOCKS = 8
+# Least over largest diagonal number of a Cholesky factor by which columns are made orthogonal.
+_EVEN = 1e-5
 
 
 def truncated_svd(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
@@ -60,10 +62,18 @@ def _orthonormal(block: Tensor, basis: Tensor) -> Tensor:
     """Orthonormal columns that, with those of `basis`, span what `block` adds to them.
 
     Projected out twice, which is enough (Giraud et al., 2005): what the first time leaves of a block that adds nothing
-    is rounding, and its reflections are orthogonal to the basis after the second.
+    is rounding, and its reflections are orthogonal to the basis after the second. By Cholesky factors where these are
+    precise enough: on a GPU, reflections wait for one another.
     """
     for _ in range(2):
-        block = torch.linalg.qr(block - basis @ (basis.T @ block))[0]
+        block = block - basis @ (basis.T @ block)
+        root, failed = torch.linalg.cholesky_ex(block.T @ block)
+        sizes = root.diagonal()
+        # Columns come out orthogonal to the square of that ratio over 2^-53, and to 2^-53 the second time.
+        if bool((failed == 0) & (sizes.amin() > _EVEN * sizes.amax())):
+            block = torch.linalg.solve_triangular(root.T, block, upper=True, left=False)
+        else:
+            block = torch.linalg.qr(block)[0]
     return block
 
 

@@ -68,6 +68,28 @@ def test_randomized_svd_solves_in_full_what_is_flat_or_narrow(
     assert len(solved) == 2
 
 
+@pytest.mark.parametrize("power", [0.0, -5.0, -12.0, -200.0])
+@pytest.mark.parametrize("rank", [0, 3, 40])
+@pytest.mark.parametrize("inside", [False, True])
+def test_blocks_come_out_orthogonal_whatever_they_add(
+    power: float, rank: int, inside: bool
+) -> None:
+    """Columns of sizes from 1 to 10^power, mixed or not, of a rank, and perhaps of the basis's own span."""
+    basis = torch.linalg.qr(normal(500, 120).double())[0]
+    block = normal(500, rank, seed=1).double() @ normal(rank, 40, seed=2).double()
+    block = basis @ (basis.T @ block) if inside else block
+    block = block * torch.logspace(0, power, 40, dtype=torch.float64)
+    for each in (block, block @ normal(40, 40, seed=3).double()):
+        found = _lowrank._orthonormal(each, basis)
+        both = torch.cat([basis, found], dim=1)
+        torch.testing.assert_close(
+            both.T @ both, torch.eye(160, dtype=torch.float64), rtol=0, atol=1e-14
+        )
+        # What the block adds is in it, relative to its largest column.
+        rest = each - both @ (both.T @ each)
+        assert float(rest.abs().max()) <= 1e-12 * max(float(each.abs().max()), 1e-300)
+
+
 def test_randomized_svd_of_a_lower_rank() -> None:
     for shape in ((260, 300), (300, 260)):
         matrix = normal(shape[0], 3) @ normal(3, shape[1], seed=1)
