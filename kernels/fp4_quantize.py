@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
-from dirotq_kernels.launching import ceil_div, power_above
+from dirotq_kernels.launching import ceil_div, power_above, start
 from torch import Tensor
 
 _KINDS = ("nvfp4", "mxfp4", "fp4h")
@@ -153,7 +153,9 @@ def fp4_quantize(x: Tensor, group: int, kind: str) -> Tensor:
     num_rows = x.numel() // (num_groups * group)
     groups, width = power_above(num_groups), power_above(group)
     rows = max(1, _VALUES_PER_PROGRAM // (groups * width))
-    _fp4_quantize_kernel[(ceil_div(num_rows, rows),)](
+    start(
+        _fp4_quantize_kernel,
+        (ceil_div(num_rows, rows),),
         x,
         out,
         num_rows,

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
-from dirotq_kernels.launching import ceil_div, power_above
+from dirotq_kernels.launching import ceil_div, power_above, start
 from torch import Tensor
 
 _KINDS = {"integer": (4, 8), "e2m1": (4,)}
@@ -199,7 +199,9 @@ def _launch(
     warps: int = 1,
 ) -> None:
     num_columns, num_rows = columns.shape
-    _gptq_columns_kernel[(ceil_div(num_rows, rows),)](
+    start(
+        _gptq_columns_kernel,
+        (ceil_div(num_rows, rows),),
         columns.contiguous(),
         targets.contiguous(),
         feedback.contiguous(),  # a factor's memory is in columns

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
-from dirotq_kernels.launching import ceil_div, power_above
+from dirotq_kernels.launching import ceil_div, power_above, start
 from torch import Tensor
 
 _VALUES_PER_PROGRAM = 4096
@@ -85,7 +85,9 @@ def group_quantize(
     high = (1 << (bits - 1)) - 1 if signed else (1 << bits) - 1
     width = power_above(group)
     rows = max(1, _VALUES_PER_PROGRAM // width)
-    _group_quantize_kernel[(ceil_div(num_groups, rows),)](
+    start(
+        _group_quantize_kernel,
+        (ceil_div(num_groups, rows),),
         x,
         out,
         num_groups,

@@ -2,13 +2,14 @@
 
 Triton sorts out the arguments of each launch, some 25 microseconds of Python, and its `cdiv` takes another 12 for a
 division. A quantized linear is four launches, and a GPU is done with them in less. So what was compiled is kept here by
-all that Triton would look at, and launched as it is.
+all that Triton would look at, and launched as it is, on the device of its tensors, where Triton takes the current one.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 from triton.runtime.jit import JITFunction
 
@@ -18,16 +19,19 @@ _compiled: dict[tuple[Any, ...], tuple[Any, tuple[Any, ...]]] = {}
 def start(kernel: Any, grid: tuple[int, ...], *args: Any, **constants: Any) -> None:
     """`kernel[grid](*args, **constants)`, compiled once for arguments that are alike.
 
-    args: the first ones, in order: a tensor on the current device, then tensors, numbers and None. constants: all
-    others by name, and Triton's options.
+    args: the first ones, in order: a tensor, then more of its device, numbers and None. constants: all others by name,
+    and Triton's options.
     Whole numbers count as alike when they are equal, so they are to be few: shapes, not counters.
     """
+    device = args[0].device
+    if device.type == "cuda" and device.index != torch.cuda.current_device():
+        with torch.cuda.device(device):
+            return start(kernel, grid, *args, **constants)
     if not isinstance(kernel, JITFunction):
-        kernel[grid](*args, **constants)  # Triton's interpreter
-        return
+        return kernel[grid](*args, **constants)  # Triton's interpreter
     key = (
         id(kernel),  # modules hold them, and they hash all of their source
-        args[0].device,
+        device,
         *[(arg.dtype, arg.data_ptr() % 16) if isinstance(arg, Tensor) else arg for arg in args],
         *constants.items(),
     )
@@ -36,9 +40,10 @@ def start(kernel: Any, grid: tuple[int, ...], *args: Any, **constants: Any) -> N
         compiled = kernel[grid](*args, **constants)
         names = kernel.arg_names[len(args) :]
         _compiled[key] = compiled, tuple(constants[name] for name in names)
-        return
-    compiled, rest = found
-    compiled[(*grid, 1, 1)[:3]](*args, *rest)
+    else:
+        compiled, rest = found
+        compiled[(*grid, 1, 1)[:3]](*args, *rest)
+    return None
 
 
 def ceil_div(a: int, b: int) -> int:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
-from dirotq_kernels.launching import ceil_div
+from dirotq_kernels.launching import ceil_div, start
 from torch import Tensor
 
 _LONGEST = 8192
@@ -67,8 +67,8 @@ def _product(
     starts = depth.to(tl.int64)[:, None] * width
     left_ptrs = left_ptr + starts + left[None, :]
     right_ptrs = right_ptr + starts + right[None, :]
-    for start in range(0, num_rows, DEPTH):
-        inside = (start + depth)[:, None] < num_rows
+    for first in range(0, num_rows, DEPTH):
+        inside = (first + depth)[:, None] < num_rows
         a = tl.load(left_ptrs, mask=inside & (left[None, :] < width), other=0.0)
         b = tl.load(right_ptrs, mask=inside & (right[None, :] < width), other=0.0)
         if INTERPRETED:
@@ -182,7 +182,7 @@ def mirror_(total: Tensor) -> None:
     width = total.shape[0]
     tiles = ceil_div(width, _MIRROR_BLOCK)
     if tiles:
-        _mirror_kernel[(tiles * (tiles + 1) // 2,)](total, width, BLOCK=_MIRROR_BLOCK)
+        start(_mirror_kernel, (tiles * (tiles + 1) // 2,), total, width, BLOCK=_MIRROR_BLOCK)
 
 
 @mirror_.register_fake
@@ -202,7 +202,9 @@ def _launch(
     if not x.numel():
         return
     tiles = ceil_div(width, rows)
-    _second_moment_kernel[(tiles * (tiles + 1) // 2 * (rows // columns),)](
+    start(
+        _second_moment_kernel,
+        (tiles * (tiles + 1) // 2 * (rows // columns),),
         total,
         x.contiguous() if terms == 1 else _split(x),
         num_rows,

@@ -1,6 +1,7 @@
 """Kernels are compiled once for arguments that are alike, and launched with all of them in the kernel's order."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -82,6 +83,32 @@ def test_kernels_are_told_apart(kernel: Kernel) -> None:
         start(each, (1,), torch.zeros(16), None, 7, A=2, B=3)
     for each in (kernel, other):
         assert [step for step, *_ in each.done] == [COMPILED, LAUNCHED]
+
+
+class Elsewhere:
+    """Stands for a tensor of a second GPU."""
+
+    device = torch.device("cuda", 1)
+
+
+def test_a_kernel_runs_where_its_tensors_are(
+    kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    current = [0]
+
+    @contextmanager
+    def device(wanted: torch.device) -> Iterator[None]:
+        current.append(wanted.index)
+        yield
+        current.pop()
+
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: current[-1])
+    monkeypatch.setattr(torch.cuda, "device", device)
+    at: list[int] = []
+    monkeypatch.setattr(Kernel, "__getitem__", lambda *_: lambda *_a, **_c: at.append(current[-1]))
+    start(kernel, (1,), Elsewhere(), None, 7, A=2, B=3)
+    assert at == [1]
+    assert current == [0]
 
 
 @given(st.integers(0, 10**9), st.integers(1, 10**6))
