@@ -13,6 +13,7 @@ from dirotq.backend import set_backend  # noqa: E402
 from dirotq.checkpoint import CheckpointError, load, save  # noqa: E402
 from dirotq.config import recipe  # noqa: E402
 from dirotq.diffusers_quantizer import register_when_imported  # noqa: E402
+from dirotq.graphs import capture, release  # noqa: E402
 from dirotq.quantize import LayerReport, Report, quantize  # noqa: E402
 from dirotq.recipes import Recipe  # noqa: E402
 from dirotq.version import __version__  # noqa: E402
@@ -25,9 +26,11 @@ __all__ = [
     "Recipe",
     "Report",
     "__version__",
+    "capture",
     "load",
     "quantize",
     "recipe",
+    "release",
     "save",
     "set_backend",
 ]

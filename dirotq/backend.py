@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dirotq import graphs
 from dirotq.formats import FP4H, FP8, Format, FP8x2, Integer
 from dirotq.linear import QuantInput, QuantLinear
 from dirotq.sharing import Shared
@@ -47,6 +48,7 @@ def set_backend(model: nn.Module, backend: str = "auto") -> dict[str, str]:
     kernels = _kernels(layers, chosen)
     for name, layer in layers.items():
         layer.kernel = kernels[name]
+    graphs.forget(model)
     return chosen
 
 

@@ -1,14 +1,17 @@
 """A whole transformer with random weights: time and memory of a forward, by what computes its linears.
 
 Models are built one at a time, and the one before is gone. How a model is run: `eager`; `compiled`, its repeated blocks
-by torch.compile in one graph each; `reduce-overhead`, so compiled in the mode of that name, which makes CUDA graphs of
-the blocks itself; and eager or compiled in a CUDA graph of the whole forward (`eager+graph`, `compiled+graph`).
+by torch.compile in one graph each; and either of them replayed as a CUDA graph (`eager+graph`, `compiled+graph`) by
+`dirotq.capture`, whose copies of arguments and results are in the time. The compiler's own CUDA graphs (its mode
+`reduce-overhead`) are no way: blocks share their code, so each would overwrite the result of the one before.
 """
 
 from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
@@ -16,21 +19,21 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from dirotq.graphs import capture, release
 from dirotq.models import auto
 from dirotq.settings import Settings
 from experiments.bench.architectures import Architecture, Batch
 from experiments.bench.building import Precision, Source, collect_garbage, model_of, stored_bytes
 from experiments.bench.kinds import breakdown
 from experiments.bench.record import Recorder, Row
-from experiments.bench.timing import Timed, graphed, in_turn
+from experiments.bench.timing import Timed, in_turn
 
 WHAT = (
     "one forward of the transformer, random weights and inputs of the published dimensions; models built one at a "
     "time; peak_bytes: most memory allocated during a forward, model included; weight_bytes: all parameters and "
     "buffers; kinds: milliseconds of kernels in one profiled forward"
 )
-RUNS = ("eager", "compiled", "reduce-overhead", "compiled+graph", "eager+graph")
-_MODES = {"compiled": "default", "reduce-overhead": "reduce-overhead"}
+RUNS = ("eager", "compiled", "compiled+graph", "eager+graph")
 
 
 @dataclass(frozen=True)
@@ -107,7 +110,7 @@ class Loaded:
         self.facts = facts
         lists = [model.get_submodule(name) for name in auto.repeated(model)]
         self._blocks = [block for its in lists for block in its.children()]
-        self._compiled: dict[str, list[Any]] = {}
+        self._compiled: list[Any] = []
         self._compiled_for: list[torch.Size] = []
 
     @classmethod
@@ -130,44 +133,45 @@ class Loaded:
         """Time, memory and, on a GPU, kernels by kind of one way to run the model."""
         collect_garbage(device)
         start = time.monotonic()
-        mode = _MODES.get(run.partition("+")[0])
-        self._compile(call, mode)
+        self._compile(call if run.startswith("compiled") else None)
         output: Tensor = self.model(**call)[0]
         finite = bool(torch.isfinite(output).all())
         found: Row = {"first_seconds": round(time.monotonic() - start, 2), "finite": finite}
         del output
-
-        def forward() -> None:
-            if mode == "reduce-overhead":
-                torch.compiler.cudagraph_mark_step_begin()
-            self.model(**call)
-
-        collect_garbage(device)
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
-        timed = graphed([forward], device) if run.endswith("+graph") else Timed(forward)
-        if device.type == "cuda":
-            timed.run()
-            torch.cuda.synchronize(device)
-            # Memory of the graphs that a compiler makes does not count as allocated.
-            if mode != "reduce-overhead":
+        timed = Timed(lambda: self.model(**call))
+        with captured(self.model) if run.endswith("+graph") else nullcontext():
+            collect_garbage(device)
+            if device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats(device)
+                timed.run()
+                torch.cuda.synchronize(device)
                 found["peak_bytes"] = torch.cuda.max_memory_allocated(device)
-        found |= in_turn({"forward": timed}, repetitions, device)["forward"]
-        if device.type == "cuda" and run in ("eager", "compiled"):
+            found |= in_turn({"forward": timed}, repetitions, device)["forward"]
+        if device.type == "cuda" and not run.endswith("+graph"):
             # CUPTI's times of kernels in graphs are not to be relied on (pytorch/kineto issue 1165).
             found["kinds"] = breakdown(timed.run)
         return found
 
-    def _compile(self, call: Batch, mode: str | None) -> None:
-        """Let the repeated blocks run compiled for the shapes of `call`, or without a mode as they are."""
-        shapes = [value.shape for value in call.values() if isinstance(value, Tensor)]
-        if mode is not None and shapes != self._compiled_for:
-            # Another size would be compiled for any size, which is slower.
-            torch.compiler.reset()
-            self._compiled, self._compiled_for = {}, shapes
-        if mode is not None and mode not in self._compiled:
-            for block in self._blocks:
-                block.compile(fullgraph=True, mode=mode)
-            self._compiled[mode] = [block._compiled_call_impl for block in self._blocks]
+    def _compile(self, call: Batch | None) -> None:
+        """Let the repeated blocks run compiled, each in one graph, for the shapes of `call`; without it as they are."""
+        if call is not None:
+            shapes = [value.shape for value in call.values() if isinstance(value, Tensor)]
+            if shapes != self._compiled_for:
+                # Another size would be compiled for any size, which is slower.
+                torch.compiler.reset()
+                for block in self._blocks:
+                    block.compile(fullgraph=True)
+                self._compiled = [block._compiled_call_impl for block in self._blocks]
+                self._compiled_for = shapes
         for index, block in enumerate(self._blocks):
-            block._compiled_call_impl = None if mode is None else self._compiled[mode][index]
+            block._compiled_call_impl = None if call is None else self._compiled[index]
+
+
+@contextmanager
+def captured(model: nn.Module) -> Iterator[None]:
+    """Calls of the model replay a CUDA graph meanwhile."""
+    capture(model)
+    try:
+        yield
+    finally:
+        release(model)

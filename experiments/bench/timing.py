@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import torch
 
+from dirotq.graphs import record
+
 Call = Callable[[], object]
 Sample = dict[str, float | int]
 
@@ -37,19 +39,12 @@ def graphed(calls: Sequence[Call], device: torch.device) -> Timed:
     """The calls one after the other in a CUDA graph, without gaps between kernels; ValueError without a GPU."""
     if device.type != "cuda":
         raise ValueError(f"CUDA graphs on {device}, allowed is a GPU")
-    # What is compiled or chosen at the first call must not be captured.
-    stream = torch.cuda.Stream(device)
-    stream.wait_stream(torch.cuda.current_stream(device))
-    with torch.cuda.stream(stream):
-        for _ in range(_WARM_UP):
-            for call in calls:
-                call()
-    torch.cuda.current_stream(device).wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+
+    def run() -> None:
         for call in calls:
             call()
-    return Timed(graph.replay, len(calls))
+
+    return Timed(record(run, device)[0], len(calls))
 
 
 def in_turn(
