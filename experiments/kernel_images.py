@@ -1,7 +1,8 @@
 """Images by kernels beside those of the simulated model: python -m experiments.kernel_images OUT.json [--set ...]
 
 One checkpoint, the same prompts and seeds, drawn by the simulated layers, by them in batches of another size, and by
-kernels. The second is the noise floor: what a different order of summation alone does to the images. GPU only.
+kernels in CUDA graphs. The second is the noise floor: what a different order of summation alone does to the images. GPU
+only.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch import Tensor
 from dirotq.atomic import atomic_write_json
 from dirotq.backend import set_backend
 from dirotq.config import build_job, compose_config
+from dirotq.graphs import capture
 from dirotq.lab.drawing import Drawer
 from dirotq.lab.results import environment
 from dirotq.lab.stages import Stages
@@ -71,6 +73,8 @@ def _draw(
     """Images uint8 [B, H, W, 3], and what computed each layer. Raises ValueError when an image is broken."""
     model = stages.pipeline.load_transformer(checkpoint)
     chosen = set_backend(model, backend)
+    if backend != "reference":
+        capture(model)
     drawer = Drawer(
         stage="images",
         label=f"images by {backend}",
