@@ -85,7 +85,9 @@ class Shelf:
         if self.folder is None or not (path := self._path(members)).exists():
             return None
         try:
-            return _read(path, check=True)
+            _read(path, check=True)
+            # Mapped anew: pages of a mapping that was read count as the process's memory.
+            return _read(path, check=False)
         except (OSError, SafetensorError, AttributeError, KeyError, ValueError) as error:
             _log.warning("%s: %s is damaged (%s) and made anew", members[0], path, error)
             return None

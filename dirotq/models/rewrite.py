@@ -31,11 +31,11 @@ class SplitLinear(nn.Module):
 
     @classmethod
     def of(cls, linear: nn.Linear, widths: Sequence[int]) -> Self:
-        """Split `linear`, weight [N, K], into pieces of `widths`, which sum to K. The weights are copied."""
+        """Split `linear`, weight [N, K], into pieces of `widths`, which sum to K and share its memory."""
         last = len(widths) - 1
         return cls(
             [
-                _linear(weight.clone(), linear.bias if index == last else None, linear)
+                _linear(weight, linear.bias if index == last else None, linear)
                 for index, weight in enumerate(linear.weight.detach().split(list(widths), dim=1))
             ]
         )
