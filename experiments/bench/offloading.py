@@ -1,8 +1,9 @@
 """A memory budget that the 16-bit model does not fit: its weights wait in host memory and come for every forward.
 
-The budget is enforced: PyTorch's allocator may take no more of the GPU. `resident` is a model that stays on it;
-`sequential`, accelerate's hooks, which fetch each module when it is called (diffusers' sequential CPU offload);
-`stream`, diffusers' group offloading by blocks, which fetches the next block from pinned memory meanwhile.
+The budget is enforced: PyTorch's allocator may take no more of the GPU. `resident` is a model that stays on it,
+`captured` one whose calls replay a CUDA graph (`dirotq.capture`), too; `sequential`, accelerate's hooks, which fetch
+each module when it is called (diffusers' sequential CPU offload); `stream`, diffusers' group offloading by blocks,
+which fetches the next block from pinned memory meanwhile.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
+from dirotq.graphs import capture
 from dirotq.settings import Settings
 from experiments.bench.architectures import Architecture
 from experiments.bench.building import Precision, Source, collect_garbage, model_of, stored_bytes
@@ -26,7 +28,8 @@ WHAT = (
     "one forward of the transformer, random weights, its memory on the GPU limited to the budget; offloaded weights "
     "are in host memory and cross to the GPU in every forward; milliseconds of single forwards"
 )
-MODES = ("resident", "sequential", "stream")
+MODES = ("resident", "captured", "sequential", "stream")
+_ON_GPU = MODES[:2]
 
 
 @dataclass(frozen=True)
@@ -74,10 +77,10 @@ class OffloadBench(Settings):
         architecture = Architecture(self.architecture, self.config, self.text)
         facts: Row = {"precision": precision, "mode": mode, "budget_bytes": budget}
         # What will be offloaded may be larger than the budget while it is made.
-        with limited(device, budget if mode == "resident" else None):
+        with limited(device, budget if mode in _ON_GPU else None):
             model, _ = model_of(architecture, Precision.of(precision), source)
         facts["weight_bytes"] = stored_bytes(model)
-        if mode != "resident":
+        if mode not in _ON_GPU:
             model.to("cpu")
             collect_garbage(device)
         call = architecture.batch(self.batch, self.size, device, torch.bfloat16)
@@ -92,8 +95,10 @@ class OffloadBench(Settings):
 
 
 def offload(model: nn.Module, mode: str, device: torch.device) -> None:
-    """Make a model that is in host memory run on `device` in one of MODES; a resident one is there."""
-    if mode == "sequential":
+    """Make a model run on `device` in one of MODES; it is there or, to be offloaded, in host memory."""
+    if mode == "captured":
+        capture(model)
+    elif mode == "sequential":
         from accelerate import cpu_offload
 
         cpu_offload(model, device)

@@ -15,11 +15,16 @@ _COLOURS = {"layer": "#0072b2", "block": "#d55e00"}
 
 def main() -> None:
     """Read the first argument, write the second."""
+    if len(sys.argv) != 3:
+        raise SystemExit(__doc__)
+    source, target = map(Path, sys.argv[1:])
     try:
-        source, target = map(Path, sys.argv[1:])
-    except ValueError:
-        raise SystemExit(__doc__) from None
-    draw(json.loads(source.read_text(encoding="utf-8"))).savefig(target, dpi=150)
+        content = json.loads(source.read_text(encoding="utf-8"))
+        if content["settings"].get("ranks") is None:
+            raise ValueError(f"it is of bench={content['bench']}, allowed is bench=rank")
+    except (OSError, ValueError, KeyError) as error:
+        raise SystemExit(f"{source}: not results of bench=rank ({error})") from None
+    draw(content).savefig(target, dpi=150)
 
 
 def draw(content: dict[str, Any]) -> Figure:
@@ -58,3 +63,7 @@ def _lines(axes: Axes, values: dict[str, float], title: str, colour: str) -> Non
     axes.plot(places, [ranks[rank] for rank in places], marker="o", label=title, color=colour)
     if "bf16" in values:
         axes.axhline(values["bf16"], linestyle="--", label=f"{title}, bf16", color=colour)
+
+
+if __name__ == "__main__":
+    main()

@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from experiments.bench.settings import build
 from tests.support.architectures import ARGUMENTS
 
 CPU = torch.device("cpu")
+REPOSITORY = Path(__file__).parents[2]
 ON_GPU = torch.cuda.is_available()
 PRESETS = sorted(path.stem for path in (config_folder() / "bench").glob("*.yaml"))
 HEADS = {"num_attention_heads": 2, "attention_head_dim": 32, "num_layers": 2}
@@ -209,9 +212,10 @@ def test_models(tmp_path: Path, simulated: None) -> None:
 
 
 def test_offloading(tmp_path: Path) -> None:
-    rows = ("bench.rows=[bf16 resident,bf16 sequential,bf16 stream]", "bench.unlimited=[]")
+    modes = [mode for mode in offloading.MODES if ON_GPU or mode != "captured"]
+    rows = (f"bench.rows=[{','.join(f'bf16 {mode}' for mode in modes)}]", "bench.unlimited=[]")
     content = run(tmp_path, "bench=offload", *SMALL, *rows, "bench.size=64", "bench.repetitions=1")
-    assert [row.get("mode", row.get("failed")) for row in content["rows"]] == list(offloading.MODES)
+    assert [row.get("mode", row.get("failed")) for row in content["rows"]] == modes
     assert len({row["weight_bytes"] for row in content["rows"]}) == 1
     assert "| `bf16` | stream | 24 GB |" in benches.offload_speeds(tmp_path / "out.json")
 
@@ -225,11 +229,25 @@ def test_ranks(tmp_path: Path, kernels: None, simulated: None) -> None:
     assert block["tokens"] == 24
     assert [row["rank"] for row in block["layers"]] == [0, 0, 16]
     assert "| `w4a4_fp4h:16` | - |" in benches.rank_costs(tmp_path / "out.json")
-    plot = pytest.importorskip("matplotlib") and __import__(
-        "experiments.bench.plot", fromlist=["draw"]
-    )
-    plot.draw(content).savefig(tmp_path / "rank.png")
+    pytest.importorskip("matplotlib")
+    plot(tmp_path / "out.json", tmp_path / "rank.png")
     assert (tmp_path / "rank.png").stat().st_size > 1000
+
+
+def plot(*arguments: Path) -> str:
+    """What the command writes to standard error."""
+    command = [sys.executable, "-m", "experiments.bench.plot", *map(str, arguments)]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    return done.stderr
+
+
+def test_what_cannot_be_plotted_says_why(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    other = tmp_path / "other.json"
+    assert "experiments.bench.plot RANK.json OUT.png" in plot()
+    assert plot(other, other).startswith(f"{other}: not results of bench=rank ([Errno 2]")
+    other.write_text('{"bench": "flux", "settings": {}}')
+    assert "it is of bench=flux, allowed is bench=rank" in plot(other, other)
 
 
 def test_loading(tmp_path: Path, simulated: None) -> None:
