@@ -1,6 +1,7 @@
 """Quantize rows to E4M3 numbers over one scale a row: the activations of an FP8 product, where nothing is transformed.
 
-One pass over memory. Bound: the bytes of one read and of one write of a byte a value.
+A program reads its rows for their scales and, from the cache, once more, in tiles that fit the width. Bound: the bytes
+of one read and of one write of a byte a value.
 """
 
 from __future__ import annotations
@@ -12,15 +13,18 @@ from dirotq_kernels.fp4_quantize import _least_error_ref, power_of_two
 from dirotq_kernels.fp4h_codes import fp4h_values, inverse_of_power, round_to_e4m3
 from dirotq_kernels.launching import ceil_div, power_above, start
 from dirotq_kernels.operators import fake_of, operator
+from dirotq_kernels.rotate_plan import processors
 from torch import Tensor
 
 # The kinds, and the largest value over the row scale.
 _TOPS = {"fp4h": 256.0, "fp8": 448.0}
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 _GROUP = 32
-_VALUES_PER_PROGRAM = 4096
-_VALUES_PER_WARP = 1024
-_MOST_WARPS = 16
+_COLUMNS = (1024, 512, 256, 128)  # of a tile
+_MOST_PADDING = 1 / 16
+# Values a warp holds: fewer where too few warps were at work.
+_VALUES = (1024, 512, 256)
+_WARPS = 24  # a multiprocessor
 
 
 @triton.jit
@@ -38,23 +42,41 @@ def _quantize_rows_kernel(
 ):
     rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     columns = tl.arange(0, GROUPS)[:, None] * 32 + tl.arange(0, 32)[None, :]
-    offsets = rows[:, None, None] * width + columns[None, :, :]
-    inside = (rows < num_rows)[:, None, None] & (columns < width)[None, :, :]
-    x = tl.load(x_ptr + offsets, mask=inside, other=0.0).to(tl.float32)  # [ROWS, GROUPS, 32]
-    scale = tl.max(tl.max(tl.abs(x), axis=2), axis=1) * top_inverse  # [ROWS]
+    present = (rows < num_rows)[:, None, None]
+    begins = rows[:, None, None] * width
+    largest = tl.zeros((ROWS, GROUPS, 32), tl.float32)
+    for first in range(0, width, 32 * GROUPS):
+        places = (first + columns)[None, :, :]
+        x = tl.load(x_ptr + begins + places, mask=present & (places < width), other=0.0)
+        largest = tl.maximum(largest, tl.abs(x.to(tl.float32)))
+    scale = tl.max(tl.max(largest, axis=2), axis=1) * top_inverse  # [ROWS]
     scale = tl.where(scale < 2.0**-100, 1.0, scale)
     if POWER:
         scale = power_of_two(scale)
-    if KIND == "fp4h":
         factor = inverse_of_power(scale)[:, None]
-        values = fp4h_values(x, factor, ROWS, GROUPS, EXACT=True)
-    elif POWER:
-        values = round_to_e4m3(x * inverse_of_power(scale)[:, None, None])
-    else:
-        steps = tl.div_rn(x, tl.broadcast_to(scale[:, None, None], (ROWS, GROUPS, 32)))
-        values = round_to_e4m3(steps)
-    tl.store(codes_ptr + offsets, values.to(tl.float8e4nv), mask=inside)
+    for first in range(0, width, 32 * GROUPS):
+        places = (first + columns)[None, :, :]
+        inside = present & (places < width)
+        # Still in the cache.
+        x = tl.load(x_ptr + begins + places, mask=inside, other=0.0).to(tl.float32)
+        if KIND == "fp4h":
+            values = fp4h_values(x, factor, ROWS, GROUPS, EXACT=True)
+        elif POWER:
+            values = round_to_e4m3(x * factor[:, :, None])
+        else:
+            steps = tl.div_rn(x, tl.broadcast_to(scale[:, None, None], (ROWS, GROUPS, 32)))
+            values = round_to_e4m3(steps)
+        tl.store(codes_ptr + begins + places, values.to(tl.float8e4nv), mask=inside)
     tl.store(scale_ptr + rows, scale, mask=rows < num_rows)
+
+
+def cut(rows: int, width: int, multiprocessors: int) -> tuple[int, int]:
+    """Rows and columns of a tile, which one warp holds: little padding, and warps enough."""
+    tiles = [columns for columns in _COLUMNS if -width % columns <= width * _MOST_PADDING]
+    columns = min(tiles[0] if tiles else _COLUMNS[-1], max(_GROUP, power_above(width)))
+    wanted = _WARPS * multiprocessors
+    enough = [values for values in _VALUES if rows * columns >= values * wanted]
+    return max(1, (enough[0] if enough else _VALUES[-1]) // columns), columns
 
 
 @operator
@@ -82,9 +104,7 @@ def quantize_rows(x: Tensor, kind: str, power: bool = True) -> tuple[Tensor, Ten
     scale = torch.empty((rows, 1), dtype=torch.float32, device=x.device)
     if not rows:
         return a, scale
-    groups = power_above(ceil_div(width, _GROUP))
-    rows_each = max(1, _VALUES_PER_PROGRAM // (groups * _GROUP))
-    values = rows_each * groups * _GROUP
+    rows_each, columns = cut(rows, width, processors(x.device))
     start(
         _quantize_rows_kernel,
         (ceil_div(rows, rows_each),),
@@ -92,8 +112,8 @@ def quantize_rows(x: Tensor, kind: str, power: bool = True) -> tuple[Tensor, Ten
         KIND=kind,
         POWER=power,
         ROWS=rows_each,
-        GROUPS=groups,
-        num_warps=max(1, min(_MOST_WARPS, values // _VALUES_PER_WARP)),
+        GROUPS=columns // _GROUP,
+        num_warps=1,
         enable_fp_fusion=False,
     )
     return a, scale

@@ -5,17 +5,20 @@ python kernels/quantize_rows_bench.py results.json
 
 from __future__ import annotations
 
+from functools import partial
+from unittest.mock import patch
+
 import dirotq_kernels.quantize_rows as module
 import torch
 from dirotq_kernels.benching import copy_speed, say, timed, write
 
-SHAPES = [(4608, 3072), (4608, 12288), (8192, 1152), (8192, 4608)]
-# Values a program, and a warp.
-CUTS = [(4096, 1024), (4096, 512), (2048, 512), (1, 1024), (1, 512)]
+SHAPES = [(4608, 3072), (4608, 12288), (8192, 1152), (8192, 4608), (2048, 2240), (2048, 5632)]
+# Rows and columns of a tile.
+CUTS = [(1, 1024), (1, 512), (2, 512), (1, 256), (4, 256), (2, 128), (4, 128), (8, 128)]
 
 
 def main() -> None:
-    """Write medians in microseconds of both kinds at each cut, of the reference, and the bound."""
+    """Write medians in microseconds of both kinds, by the default cut and by others, and the bound."""
     speed = copy_speed()
     rows = []
     for tokens, width in SHAPES:
@@ -26,11 +29,11 @@ def main() -> None:
         bound = round(1e6 * tokens * (3 * width + 4) / speed, 2)
         for kind in ("fp4h", "fp8"):
             row = {"kind": kind, "tokens": tokens, "width": width, "bound_us": bound}
-            for cut in CUTS:
-                module._VALUES_PER_PROGRAM, module._VALUES_PER_WARP = cut
-                row[f"us_{cut[0]}_{cut[1]}"] = timed(
-                    [lambda x=x, kind=kind: module.quantize_rows(x, kind) for x in inputs]
-                )
+            calls = [partial(module.quantize_rows, x, kind) for x in inputs]
+            row["us"] = timed(calls)
+            for rows_each, columns in CUTS:
+                with patch.object(module, "cut", return_value=(rows_each, columns)):
+                    row[f"us_{rows_each}x{columns}"] = timed(calls)
             rows.append(row)
             say(row)
     write(

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from dirotq_kernels.quantize_rows import quantize_rows, quantize_rows_ref
+from dirotq_kernels.quantize_rows import cut, quantize_rows, quantize_rows_ref
 from torch import Tensor
 
 from dirotq.formats import FP4H, FP8, Format
@@ -33,12 +33,27 @@ def check(x: Tensor, kind: str, power: bool) -> None:
 
 
 @every_format
-@pytest.mark.parametrize(("rows", "width"), [(1, 32), (17, 1152), (67, 96), (2, 3072)])
+@pytest.mark.parametrize(("rows", "width"), [(1, 32), (17, 1152), (67, 96), (2, 3072), (3, 2240)])
 def test_codes_are_the_formats(rows: int, width: int, kind: str, power: bool) -> None:
     x = draw(rows, width, seed=width) * 4 * draw(rows, 1, seed=1).exp2()
     x[0, :32] = 0.0  # a group without extent
     x[-1, -1] = 1000.0  # one outlier
     check(x, kind, power)
+
+
+@pytest.mark.parametrize(
+    ("rows", "width", "tile"),
+    [
+        (4608, 3072, (1, 1024)),
+        (8192, 1152, (2, 128)),  # of larger ones a quarter and more would be padding
+        (8192, 4608, (2, 512)),
+        (2048, 2240, (1, 256)),
+        (1, 32, (8, 32)),
+        (1, 48, (4, 64)),
+    ],
+)
+def test_tiles_fit_the_width_and_are_many(rows: int, width: int, tile: tuple[int, int]) -> None:
+    assert cut(rows, width, multiprocessors=132) == tile
 
 
 @every_format
