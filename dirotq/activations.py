@@ -9,7 +9,9 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+from collections import deque
 from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
 
@@ -22,6 +24,8 @@ from dirotq.atomic import atomic_write_json
 
 Outputs = list[list[Tensor]]
 _MARK = "complete.json"
+_WRITERS = 2
+_MOST_PENDING = 4  # records that wait in memory to be written
 _log = logging.getLogger(__name__)
 
 
@@ -32,7 +36,7 @@ class Store(Protocol):
         """The last block below `before` whose outputs of all records are there; -1 where there is none."""
 
     def load(self, block: int, record: int) -> Outputs:
-        """Outputs of a record up to `block`, on the CPU."""
+        """Outputs of a record up to `block`, which is complete, on the CPU."""
 
     def save(self, block: int, record: int, outputs: Outputs) -> None:
         """Keep a record's outputs up to `block`."""
@@ -75,6 +79,9 @@ class Files:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        # The next record is computed while the ones before it are written.
+        self._writers = ThreadPoolExecutor(_WRITERS)
+        self._pending: deque[Future[None]] = deque()
 
     def newest(self, before: int) -> int:
         blocks = sorted((block for block in self._blocks() if block < before), reverse=True)
@@ -91,15 +98,23 @@ class Files:
             [(list(tensor.shape), str(tensor.dtype).removeprefix("torch.")) for tensor in earlier]
             for earlier in outputs[:-1]
         ]
-        save_file(tensors, path, {"passed": json.dumps(passed), "sum": _sum(tensors.values())})
+        self._pending.append(self._writers.submit(_write, path, tensors, json.dumps(passed)))
+        self._wait(_MOST_PENDING)
 
     def complete(self, block: int, records: int) -> None:
+        self._wait(0)
         atomic_write_json(self._mark(block), {"records": records})
 
     def keep(self, block: int) -> None:
+        self._wait(0)
         for other in self._blocks():
             if other != block:
                 shutil.rmtree(self._mark(other).parent)
+
+    def _wait(self, most: int) -> None:
+        """Until no more than so many records are still to be written. Raises OSError when one could not be."""
+        while len(self._pending) > most:
+            self._pending.popleft().result()
 
     def _blocks(self) -> list[int]:
         return [int(path.name) for path in self._folder.glob("[0-9]*")]
@@ -125,6 +140,10 @@ class Files:
         return self._folder / f"{block:04d}" / f"{record:06d}.safetensors"
 
 
+def _write(path: Path, tensors: dict[str, Tensor], passed: str) -> None:
+    save_file(tensors, path, {"passed": passed, "sum": _sum(tensors.values())})
+
+
 def _read(path: Path) -> tuple[Outputs, str]:
     """Outputs, in the file's own memory, and the sum they were written with."""
     with safe_open(path, framework="pt") as file:
@@ -146,7 +165,9 @@ def _sum(tensors: Iterable[Tensor]) -> str:
     """Of all bytes, as numbers of eight bytes where they are so many: integers add up to the same in any order."""
     totals = []
     for tensor in tensors:
-        flat = tensor.flatten().clone().view(torch.uint8)
+        flat = tensor.flatten()
+        # In a file's memory numbers may lie between the places of those of eight bytes.
+        flat = (flat.clone() if flat.data_ptr() % 8 else flat).view(torch.uint8)
         wide = flat.view(torch.int64) if flat.numel() % 8 == 0 else flat
         totals.append(int(wide.sum(dtype=torch.int64)))
     return " ".join(map(str, totals))

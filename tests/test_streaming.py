@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import dirotq
+from dirotq import activations
 from dirotq.activations import Files, Memory, Store
 from dirotq.blocks import blocks_of, lent, tensors_of
 from dirotq.models import auto
@@ -241,6 +242,7 @@ def test_a_store_gives_back_what_it_got(store: Store) -> None:
     changed = [tensor.clone() for tensor in OUTPUTS[1]]
     store.save(1, 0, [OUTPUTS[0], changed])
     changed[0].zero_()
+    store.complete(1, 1)
     (first, second) = store.load(1, 0)
     assert [(t.shape, t.dtype, t.device) for t in first] == [
         ((2, 3), torch.bfloat16, torch.device("meta"))
@@ -288,3 +290,17 @@ def test_only_whole_blocks_count(
     assert [path.name for path in tmp_path.iterdir()] == ["0000"]
     files.keep(-1)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_block_is_not_complete_when_a_record_could_not_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError("no space left on device")
+
+    files = Files(tmp_path)
+    monkeypatch.setattr(activations, "save_file", full)
+    files.save(0, 0, [OUTPUTS[1]])
+    with pytest.raises(OSError, match="no space left"):
+        files.complete(0, 1)
+    assert files.newest(1) == -1
