@@ -130,12 +130,14 @@ class EvalSettings(Settings):
 class RuntimeSettings(Settings):
     """Where and in which precision to compute. preflight: estimate the cost first. cache: folder of finished stages.
 
-    backend: what computes quantized layers when images are drawn (`dirotq.backend`).
+    backend: what computes quantized layers when images are drawn (`dirotq.backend`). capture: in CUDA graphs
+    (`dirotq.graphs`), which changes no number.
     """
 
     device: str
     dtype: str
     backend: str
+    capture: bool
     threads: int | None
     deterministic: bool
     preflight: bool

@@ -13,6 +13,8 @@ from pathlib import Path
 import torch
 from filelock import FileLock, Timeout
 
+from dirotq.settings import RuntimeSettings
+
 _POLL_SECONDS = 0.5
 _log = logging.getLogger(__name__)
 
@@ -71,3 +73,11 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
         return torch.bfloat16 if device.type == "cuda" else torch.float32
     dtype: torch.dtype = getattr(torch, name)
     return dtype
+
+
+def resolve(runtime: RuntimeSettings) -> tuple[torch.device, torch.dtype]:
+    """Device and dtype of a job; raises ValueError for a device that is not there, or cannot do what is asked for."""
+    device = resolve_device(runtime.device)
+    if runtime.capture and device.type != "cuda":
+        raise ValueError(f"runtime.capture=true: the device is {device}, allowed is a GPU")
+    return device, resolve_dtype(runtime.dtype, device)

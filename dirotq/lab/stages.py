@@ -28,10 +28,11 @@ from dirotq.atomic import atomic_write_json
 from dirotq.backend import set_backend
 from dirotq.calibrate import Batch, InputStatistics
 from dirotq.config import Job
+from dirotq.graphs import capture
 from dirotq.lab import trial as trials
 from dirotq.lab.cache import shared_cache
 from dirotq.lab.collecting import collecting
-from dirotq.lab.devices import resolve_device, resolve_dtype
+from dirotq.lab.devices import resolve
 from dirotq.lab.drawing import Drawer, Trajectory
 from dirotq.lab.entries import load_report, load_statistics, save_report, save_statistics
 from dirotq.lab.fit import check_budget, check_widths
@@ -54,8 +55,7 @@ class Stages:
     def __init__(self, job: Job) -> None:
         self.job = job
         self.team = Team()
-        self.device = resolve_device(job.runtime.device)
-        self.dtype = resolve_dtype(job.runtime.dtype, self.device)
+        self.device, self.dtype = resolve(job.runtime)
         self.prompts = load_prompts(job.eval.prompt_set, job.eval.prompts)
         self.calibration = load_prompts(job.calib.prompt_set, job.calib.prompts)
         self.pipeline = Pipeline(job.model, self.device, self.dtype)
@@ -202,6 +202,8 @@ class Stages:
     def _load_quantized(self) -> nn.Module:
         model = self.pipeline.load_transformer(self.quantized()[0])
         self._chosen = set_backend(model, self.job.runtime.backend)
+        if self.job.runtime.capture:
+            capture(model)
         return model
 
     def images(self) -> Tensor:

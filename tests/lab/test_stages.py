@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import Tensor
 
 from dirotq import calibrate, passes
 from dirotq.config import build_job, compose_config
@@ -108,3 +109,19 @@ def test_a_trial_in_two_passes_finds_the_same_inputs(
             assert {linear.in_features for linear in linears} == {one.width}
             assert sum(linear.out_features for linear in linears) == one.outputs
             assert one.rows > 0
+
+
+def test_graphs_are_refused_where_there_is_no_gpu(tiny_pipeline: Path, tmp_path: Path) -> None:
+    wanted = job(tiny_pipeline, tmp_path, "method=rtn", "runtime.capture=true")
+    with pytest.raises(ValueError, match=r"runtime\.capture=true: the device is cpu, allowed is a"):
+        Stages(wanted)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
+def test_images_are_the_same_in_graphs(tiny_pipeline: Path, tmp_path: Path) -> None:
+    def drawn(*settings: str) -> Tensor:
+        place = f"runtime.cache={tmp_path / '-'.join(settings)}"
+        fixed = ("method=rtn", "runtime.device=cuda", place)
+        return Stages(job(tiny_pipeline, tmp_path, *fixed, *settings)).images()
+
+    assert torch.equal(drawn("runtime.capture=true"), drawn())
