@@ -119,8 +119,9 @@ def offload_speeds(source: Path) -> str:
         cells = [f"`{row['precision']}`", row["mode"], budget, f"{row['median_ms']:.0f}", *sizes]
         lines.append(_line(cells))
     note = (
-        "One forward of the transformer. resident: on the GPU; captured: there, replaying a CUDA graph; stream: diffusers' group offloading, which fetches the "
-        "next block from pinned host memory meanwhile; sequential: accelerate's, module by module."
+        "One forward of the transformer. resident: on the GPU; captured: there, replaying a CUDA graph; stream: "
+        "diffusers' group offloading, which fetches the next block from pinned host memory meanwhile; sequential: "
+        "accelerate's, module by module."
     )
     return "\n".join([*lines, "", note, "", _origin(content, source)]) + "\n"
 
