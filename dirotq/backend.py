@@ -1,8 +1,9 @@
 """Which kernels compute a quantized model.
 
-The simulated layer (`dirotq.linear`, "reference") is the definition. Two others match it within the rounding of their
-output: "fp8", the whole layer as one FP8 product (`dirotq_kernels.fp8_layout`), and "weight_only", 4-bit weights beside
-a 16-bit input. They only infer: no gradient flows through them.
+The simulated layer (`dirotq.linear`, "reference") is the definition. Others match it within the rounding of 16-bit
+numbers: "fp8", the whole layer as one FP8 product (`dirotq_kernels.fp8_layout`); "weight_only", 4-bit weights beside a
+16-bit input; and "dequantized", a 16-bit product, for all that these two do not take (`dirotq.dequantized`). They infer
+only: no gradient flows through them.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dirotq import graphs
-from dirotq.formats import FP4H, FP8, Format, FP8x2, Integer
+from dirotq.dequantized import Dequantized, DequantizedInput, unfit_for_decoding
+from dirotq.formats import FP4H, FP8, FP8x2
 from dirotq.linear import QuantInput, QuantLinear
 from dirotq.sharing import Shared
 from dirotq.storage import FixedDtype
@@ -24,26 +26,27 @@ from dirotq.transforms import Compact, Identity
 
 BACKENDS = ("reference", "auto", "triton")
 _FEW_ROWS = 16  # up to so many a product with 4-bit weights is bound by their bytes
-_FP8_CAPABILITY = (8, 9)
+_CAPABILITIES = {"fp8": (8, 9), "weight_only": (8, 0), "dequantized": (8, 0)}
 
 
 def set_backend(model: nn.Module, backend: str = "auto") -> dict[str, str]:
     """Choose what computes each quantized linear of `model`, in place; to be called once the model is on its device.
 
-    backend: "reference", the simulated layers; "triton", kernels for every layer; "auto", kernels where they fit.
-    Returns for each quantized linear, by name, "fp8", "weight_only", or "reference" and why. The checkpoint does not
-    change. Raises ValueError for an unknown backend, and with "triton" for the first layer that no kernel fits; the
-    model is then as it was.
+    backend: "reference", the simulated layers; "triton", products of packed weights for every layer; "auto", these
+    where they fit, and on a GPU 16-bit products of decoded numbers for the others.
+    Returns for each quantized linear, by name, "fp8", "weight_only", or "dequantized" or "reference" and why. The
+    checkpoint does not change. Raises ValueError for an unknown backend, and with "triton" for the first layer that no
+    kernel fits; the model is then as it was.
     """
     if backend not in BACKENDS:
         raise ValueError(f"backend={backend}, allowed are {', '.join(BACKENDS)}")
     layers = {n: m for n, m in model.named_modules() if isinstance(m, QuantLinear)}
     chosen: dict[str, str] = {}
     for name, layer in layers.items():
-        why = "asked for" if backend == "reference" else _unfit(layer)
+        chosen[name] = "reference: asked for" if backend == "reference" else _choice(layer)
+        choice, _, why = chosen[name].partition(": ")
         if why and backend == "triton":
-            raise ValueError(f"backend=triton: layer {name}: {why}; auto leaves it simulated")
-        chosen[name] = f"reference: {why}" if why else _kind(layer)
+            raise ValueError(f"backend=triton: layer {name}: {why}; by auto it is {choice}")
     # All of them, before the first one is put in place: whatever fails, the model is as it was.
     kernels = _kernels(layers, chosen)
     for name, layer in layers.items():
@@ -56,45 +59,48 @@ def _kernels(
     layers: Mapping[str, QuantLinear], chosen: Mapping[str, str]
 ) -> dict[str, nn.Module | None]:
     """What computes each layer; None for the simulated ones."""
-    readers = Counter(layer.input for name, layer in layers.items() if chosen[name] == "fp8")
-    inputs = {source: FP8Input(source, number) for source, number in readers.items()}
+    kinds = {name: text.partition(":")[0] for name, text in chosen.items()}
+    readers = Counter((kinds[name], layer.input) for name, layer in layers.items())
+    inputs = {source: FP8Input(source, n) for (kind, source), n in readers.items() if kind == "fp8"}
+    others = {
+        source: DequantizedInput(source, number)
+        for (kind, source), number in readers.items()
+        if kind == "dequantized"
+    }
     # The largest is a bound for each. torch.compile would make a graph for every number.
     slack = max((source.slack for source in inputs.values()), default=0.0)
     for source in inputs.values():
         source.slack = slack
     found: dict[str, nn.Module | None] = {}
     for name, layer in layers.items():
-        if chosen[name] == "fp8":
+        if kinds[name] == "fp8":
             found[name] = FP8Linear(layer, inputs[layer.input])
+        elif kinds[name] == "dequantized":
+            found[name] = Dequantized(others[layer.input])
         else:
-            found[name] = WeightOnly() if chosen[name] == "weight_only" else None
+            found[name] = WeightOnly() if kinds[name] == "weight_only" else None
     return found
 
 
-def _kind(layer: QuantLinear) -> str:
-    return "weight_only" if layer.input.act is None else "fp8"
-
-
-def _unfit(layer: QuantLinear) -> str | None:
-    """Why no kernel computes this layer, or None."""
+def _choice(layer: QuantLinear) -> str:
+    """What computes this layer by "auto", and why nothing better does."""
     if layer.format is None:
-        return "its weight is not quantized"
-    if _kind(layer) == "weight_only":
-        if not isinstance(layer.input.transform, Identity):
-            return f"a 16-bit input behind a {layer.input.transform.kind} transform"
-        why = _unfit_weight_only(layer.format, layer.in_features)
-    else:
-        why = _unfit_fp8(layer)
-    return why or _unfit_device(layer.codes.device, _kind(layer))
+        return "reference: its weight is not quantized"
+    kind = "weight_only" if layer.input.act is None else "fp8"
+    device = layer.codes.device
+    why = _unfit_weight_only(layer) if kind == "weight_only" else _unfit_fp8(layer)
+    why = why or _unfit_device(device, kind)
+    if why is None:
+        return kind
+    nothing = _unfit_device(device, "dequantized")
+    return f"reference: {nothing}" if nothing else f"dequantized: {why}"
 
 
-def _unfit_weight_only(fmt: Format, width: int) -> str | None:
-    whole = isinstance(fmt, Integer) and fmt.bits == 4 and fmt.symmetric and not fmt.unsigned
-    if not whole and fmt.kind not in ("nvfp4", "mxfp4", "fp4h"):
-        return f"weights in {fmt}"
-    if width % 8 or (fmt.group or width) % 8:
-        return f"{width} inputs in groups of {fmt.group or width}, the kernel needs multiples of 8"
-    return None
+def _unfit_weight_only(layer: QuantLinear) -> str | None:
+    if not isinstance(layer.input.transform, Identity):
+        return f"a 16-bit input behind a {layer.input.transform.kind} transform"
+    assert layer.format is not None, "an unquantized weight was refused before"
+    return unfit_for_decoding(layer.format, layer.in_features)
 
 
 def _unfit_fp8(layer: QuantLinear) -> str | None:
@@ -131,12 +137,11 @@ def _unfit_device(device: torch.device, kind: str) -> str | None:
         from dirotq_kernels.fp8_layout import interpreted
 
         return None if interpreted() else f"it is on {device}, kernels need a GPU"
-    capability = torch.cuda.get_device_capability(device)
-    if kind == "fp8" and capability < _FP8_CAPABILITY:
-        name = torch.cuda.get_device_name(device)
-        return (
-            f"{name} has compute capability {capability[0]}.{capability[1]}, FP8 products need 8.9"
-        )
+    capability, least = torch.cuda.get_device_capability(device), _CAPABILITIES[kind]
+    if capability < least:
+        name, numbers = torch.cuda.get_device_name(device), "FP8" if kind == "fp8" else "bfloat16"
+        has, needs = (".".join(map(str, version)) for version in (capability, least))
+        return f"{name} has compute capability {has}, {numbers} products need {needs}"
     return None
 
 

@@ -11,6 +11,7 @@ import torch
 import triton
 import triton.language as tl
 from dirotq_kernels.launching import ceil_div, power_above, start
+from dirotq_kernels.operators import fake_of, operator
 from torch import Tensor
 
 _KINDS = ("nvfp4", "mxfp4", "fp4h")
@@ -135,6 +136,7 @@ def _fp4_quantize_kernel(
     tl.store(out_ptr + offsets, values, mask=inside)
 
 
+@operator
 def fp4_quantize(x: Tensor, group: int, kind: str) -> Tensor:
     """Quantize `x` [..., K] to FP4 per group of `group` values and decode it: float32 [..., K].
 
@@ -171,6 +173,11 @@ def fp4_quantize(x: Tensor, group: int, kind: str) -> Tensor:
         enable_fp_fusion=False,
     )
     return out
+
+
+@fake_of(fp4_quantize)
+def _(x, group, kind):
+    return x.new_empty(x.shape, dtype=torch.float32)
 
 
 def fp4_quantize_ref(x: Tensor, group: int, kind: str) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 import triton
 import triton.language as tl
 from dirotq_kernels.launching import ceil_div, power_above, start
+from dirotq_kernels.operators import fake_of, operator
 from torch import Tensor
 
 _VALUES_PER_PROGRAM = 4096
@@ -66,6 +67,7 @@ def _group_quantize_kernel(
     tl.store(out_ptr + offsets, codes * scale[:, None], mask=inside)
 
 
+@operator
 def group_quantize(
     x: Tensor, group: int, bits: int, symmetric: bool, unsigned: bool = False
 ) -> Tensor:
@@ -101,6 +103,11 @@ def group_quantize(
         ROUNDER=_ROUNDER,
     )
     return out
+
+
+@fake_of(group_quantize)
+def _(x, group, bits, symmetric, unsigned=False):
+    return x.new_empty(x.shape, dtype=torch.float32)
 
 
 def group_quantize_ref(

@@ -70,13 +70,38 @@ def test_weight_only_matches_the_simulated_layers(bits: str, rows: int) -> None:
         assert error(model.gate(x[:rows]), wanted) < 2.0**-8
 
 
-def test_auto_says_why_a_layer_is_left_simulated() -> None:
-    model, x = build("method=rtn", "bits=w4a4_int4", "rounding=rtn")
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ("method=dirotq", "bits=w4a4_int4", "rank=16", "rounding=rtn"),
+        ("method=dirotq", "bits=w4a4_nvfp4", "rank=16", "protect=int8", "rotation=dense"),
+        ("method=svdquant", "bits=w4a4_int4", "rank=8", "rounding=rtn"),
+        ("method=smoothquant", "bits=w8a8_int8"),
+        ("method=rotation", "bits=w4a4_mxfp4"),
+        ("method=smoothquant", "bits=w4a16_int4"),
+    ],
+    ids=lambda settings: "-".join(text.partition("=")[2] for text in settings[:2]),
+)
+def test_dequantized_products_match_the_simulated_layers(settings: tuple[str, ...]) -> None:
+    """Within roundings to bfloat16, 2^-9: of both operands, of the protected part and of the output."""
+    model, x = build(*settings)
     with torch.no_grad():
-        wanted = model(x)
+        wanted = [layer(x) for layer in (model.gate, model.up)]
         chosen = dirotq.set_backend(model, "auto")
-        assert all(text.startswith("reference: weights in Integer(") for text in chosen.values())
-        assert torch.equal(model(x), wanted)
+        for layer, reference in zip((model.gate, model.up), wanted, strict=True):
+            assert error(layer(x), reference) < 4 * 2.0**-9
+    assert {text.partition(":")[0] for text in chosen.values()} == {"dequantized"}
+
+
+def test_auto_says_why_a_layer_has_no_product_of_packed_weights() -> None:
+    model, x = build("method=rtn", "bits=w4a4_int4", "rounding=rtn")
+    chosen = dirotq.set_backend(model, "auto")
+    assert all(text.startswith("dequantized: weights in Integer(") for text in chosen.values())
+    source = model.gate.kernel.source
+    assert model.up.kernel.source is source
+    with torch.no_grad():
+        model(x)
+    assert source._kept is None
 
 
 @pytest.mark.parametrize(
@@ -92,7 +117,9 @@ def test_what_does_not_fit_raises_by_name_and_changes_nothing(
     settings: tuple[str, ...], reason: str
 ) -> None:
     model, _ = build(*FP8, *settings)
-    with pytest.raises(ValueError, match=f"backend=triton: layer .*: .*{reason}"):
+    with pytest.raises(
+        ValueError, match=f"backend=triton: layer .*: .*{reason}.*; by auto it is dequantized"
+    ):
         dirotq.set_backend(model, "triton")
     assert all(m.kernel is None for m in model.modules() if isinstance(m, QuantLinear))
 
@@ -123,7 +150,7 @@ def test_an_input_is_kept_for_its_readers_by_kernels_alone() -> None:
     model.up.format = FP4H(group=64)
     chosen = dirotq.set_backend(model, "auto")
     assert chosen["gate"] == "fp8"
-    assert chosen["up"].startswith("reference: weights in FP4H(group=64")
+    assert chosen["up"].startswith("dequantized: weights in FP4H(group=64")
     model.gate(x)
     assert model.gate.kernel.source._kept is None
 

@@ -98,7 +98,10 @@ class Keys:
         quantized, backend = self.quantized(), self._job.runtime.backend
         if backend == "reference":
             return quantized
-        return {**quantized, "backend": {"name": backend, "source": source_hash("backend.py")}}
+        return {
+            **quantized,
+            "backend": {"name": backend, "source": source_hash("backend.py", "dequantized.py")},
+        }
 
     def what(self, stage: str, num_prompts: int) -> str:
         """A stage's result in a few words."""
