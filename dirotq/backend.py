@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dirotq import graphs
-from dirotq.dequantized import Dequantized, DequantizedInput, unfit_for_decoding
+from dirotq.dequantized import Dequantized, DequantizedInput, tensors_of, unfit_for_decoding
 from dirotq.formats import FP4H, FP8, FP8x2
 from dirotq.linear import QuantInput, QuantLinear
 from dirotq.sharing import Shared
@@ -170,18 +170,7 @@ class FP8Input(Shared):
         if not isinstance(transform, Compact):
             made: tuple[Tensor, Tensor] = quantize_rows(x, self.kind)
             return made
-        eight = transform.bits == 8
-        made = rotate_quantize(
-            x,
-            transform.subspace,
-            transform.subspace_scales if eight else None,
-            transform.correction,
-            transform.correction_scales if eight else None,
-            transform.signs,
-            self.slack,
-            transform.block,
-            self.kind,
-        )
+        made = rotate_quantize(x, *tensors_of(transform), self.slack, transform.block, self.kind)
         return made
 
 

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from dirotq.formats import Format, Integer
 from dirotq.linear import QuantInput, QuantLinear
 from dirotq.sharing import Shared
+from dirotq.transforms import Compact
 
 _FLOATS = ("nvfp4", "mxfp4", "fp4h")
 
@@ -28,6 +29,25 @@ def unfit_for_decoding(fmt: Format, width: int) -> str | None:
     return None
 
 
+def rotates(transform: Compact) -> bool:
+    """Whether kernels compute this transform."""
+    block = transform.block
+    whole = not (transform.low_width % 32 or transform.high % 16)
+    return whole and block <= 128 and not block & (block - 1)
+
+
+def tensors_of(transform: Compact) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None, Tensor]:
+    """What kernels take of a transform: subspace, correction, each with its scales or None, and signs."""
+    scaled = transform.bits == 8
+    return (
+        transform.subspace,
+        transform.subspace_scales if scaled else None,
+        transform.correction,
+        transform.correction_scales if scaled else None,
+        transform.signs,
+    )
+
+
 class DequantizedInput(Shared):
     """Both parts of a quantized input in bfloat16, made once for `readers` linears."""
 
@@ -40,7 +60,14 @@ class DequantizedInput(Shared):
 
     def compute(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """`x` [..., K] -> low part [..., low] and high part [..., r] or None, bfloat16."""
-        low, high = self.source.compute(x)
+        transform = self.source.transform
+        if isinstance(transform, Compact) and rotates(transform):
+            from dirotq_kernels.rotate import rotate
+
+            parts = rotate(x, *tensors_of(transform), transform.block)
+            low, high = self.source.quantized(*(part.view(*x.shape[:-1], -1) for part in parts))
+        else:
+            low, high = self.source.compute(x)
         return low.bfloat16(), None if high is None else high.bfloat16()
 
 

@@ -81,7 +81,10 @@ class QuantInput(Shared):
 
     def compute(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """The definition: `x` [..., K] -> decoded low part [..., low] and high part [..., r] or None, float32."""
-        low, high = self.transform.online(x.float())
+        return self.quantized(*self.transform.online(x.float()))
+
+    def quantized(self, low: Tensor, high: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """The same of what was transformed, float32."""
         if self.act is None:
             return low, high
         if high is not None:
@@ -89,7 +92,7 @@ class QuantInput(Shared):
             high = self.protect.quantize(high) if self.protect else high.bfloat16().float()
         if not self.shift:
             return _quantize(self.act, low), high
-        whole = torch.full((self.transform.width,), self.shift, device=x.device)
+        whole = torch.full((self.transform.width,), self.shift, device=low.device)
         shift = self.transform.online(whole)[0]
         return _quantize(self.act, low + shift) - shift, high
 

@@ -99,7 +99,7 @@ def _write(
     ROWS: tl.constexpr,
     TYPE: tl.constexpr,
 ):
-    """Quantize a tile's products, and store them."""
+    """Quantize a tile's products, and store them; where KIND is float, as they are into [num_rows, low]."""
     # Back from the order of the tensor cores (`_signed_hadamard`): a thread holds two neighbours of each eight columns,
     # and rows eight apart. In this order of rows it holds what it stores, and nothing need be exchanged.
     sums = tl.reshape(sums, (ROWS // 16, 2, 8, COLUMNS // 8, 4, 2))
@@ -109,8 +109,15 @@ def _write(
     order = lane % (ROWS // 2) // 8 * 16 + lane // (ROWS // 2) * 8 + lane % 8
     rows = (row + order).to(tl.int64)
     present = rows < num_rows
+    factor = _norms(column, low, BLOCK, COLUMNS // 32)[None, :]
+    columns = column + tl.arange(0, COLUMNS)
+    inside = present[:, None] & (columns < low)[None, :]
+    if KIND == "float":
+        values = tl.reshape(sums * factor[:, :, None], (ROWS, COLUMNS))
+        tl.store(a_ptr + rows[:, None] * low + columns[None, :], values, mask=inside)
+        return
     scale = inverse_of_power(tl.load(scale_ptr + rows, mask=present, other=1.0))
-    factor = scale[:, None] * _norms(column, low, BLOCK, COLUMNS // 32)[None, :]
+    factor = scale[:, None] * factor
     if KIND == "fp4h":
         values = fp4h_values(sums, factor, ROWS, COLUMNS // 32, EXACT=False)
     else:
@@ -119,9 +126,7 @@ def _write(
             # A conversion of the GPU does it, but not the interpreter's.
             values = round_to_e4m3(values)
     codes = tl.reshape(values.to(tl.float8e4nv), (ROWS, COLUMNS))
-    columns = column + tl.arange(0, COLUMNS)
-    target = a_ptr + rows[:, None] * (low + 3 * rank) + columns[None, :]
-    tl.store(target, codes, mask=present[:, None] & (columns < low)[None, :])
+    tl.store(a_ptr + rows[:, None] * (low + 3 * rank) + columns[None, :], codes, mask=inside)
 
 
 @triton.jit

@@ -168,7 +168,7 @@ def combine_kernel(
     correction_scales_ptr,
     reflected_ptr,  # [num_rows, 2 rank], first and second terms
     reach_ptr,  # [num_rows]
-    a_ptr,
+    a_ptr,  # where KIND is float, the protected part [num_rows, rank]
     scale_ptr,
     num_rows,
     width,
@@ -178,6 +178,7 @@ def combine_kernel(
     energy_bound,  # |low|² + |high|² is at most |x|² times this
     top_inverse,
     high_factor,
+    KIND: tl.constexpr,
     SCALED: tl.constexpr,
     ROWS: tl.constexpr,
     RANKS: tl.constexpr,
@@ -206,8 +207,11 @@ def combine_kernel(
         reflected *= _load_scales(correction_scales_ptr, ranks, rank)
     target = reflected_ptr + rows[:, None] * (2 * rank) + ranks[None, :]
     _store_terms(target, reach_ptr + rows, reflected, rank, inside, SCALED)
-    scale = _row_scale(energy, projected, energy_bound, top_inverse, high_factor)
-    tl.store(scale_ptr + rows, scale, mask=present)
-    high = projected * (-high_factor * inverse_of_power(scale))[:, None]
-    target = a_ptr + rows[:, None] * (low + 3 * rank) + (low + ranks)[None, :]
-    _store_protected(target, high, rank, inside)
+    if KIND == "float":
+        tl.store(a_ptr + rows[:, None] * rank + ranks[None, :], -projected, mask=inside)
+    else:
+        scale = _row_scale(energy, projected, energy_bound, top_inverse, high_factor)
+        tl.store(scale_ptr + rows, scale, mask=present)
+        high = projected * (-high_factor * inverse_of_power(scale))[:, None]
+        target = a_ptr + rows[:, None] * (low + 3 * rank) + (low + ranks)[None, :]
+        _store_protected(target, high, rank, inside)

@@ -21,7 +21,7 @@ from dirotq_kernels.fp4_quantize import _least_error_ref
 from dirotq_kernels.fp8_layout import HIGH_SHIFT
 from dirotq_kernels.launching import ceil_div, power_above, start
 from dirotq_kernels.operators import fake_of, operator
-from dirotq_kernels.rotate_check import TERMS, TOPS, check
+from dirotq_kernels.rotate_check import TERMS, TOPS, Tensors, check
 from dirotq_kernels.rotate_emit import rotate_kernel
 from dirotq_kernels.rotate_plan import Plan, choose, processors, share
 from dirotq_kernels.rotate_project import combine_kernel, project_kernel
@@ -88,8 +88,27 @@ def launch(
     (rows, width), rank = x.shape, subspace.shape[1]
     a = torch.empty((rows, width + 2 * rank), dtype=torch.float8_e4m3fn, device=x.device)
     scale = torch.empty((rows, 1), dtype=torch.float32, device=x.device)
+    factors = (1.0 + slack + _MARGIN, 1.0 / TOPS[kind], 2.0**-HIGH_SHIFT)
+    tensors = (subspace, subspace_scales, correction, correction_scales, signs)
+    transform(plan, x, tensors, block, kind, (a, a, scale), factors)
+    return a, scale
+
+
+def transform(
+    plan: Plan,
+    x: Tensor,
+    tensors: Tensors,
+    block: int,
+    kind: str,
+    outputs: tuple[Tensor, Tensor, Tensor],
+    factors: tuple[float, float, float],
+) -> None:
+    """Write low part, protected part and scales of `x` [M, K], quantized to `kind`, or as float32 where it is float."""
+    subspace, subspace_scales, correction, correction_scales, signs = tensors
+    (rows, width), rank = x.shape, subspace.shape[1]
+    low, high, scale = outputs
     if not rows:
-        return a, scale
+        return
     # Triton's interpreter cannot multiply bfloat16.
     shared = {"TERMS": TERMS[x.dtype], "TYPE": tl.bfloat16 if x.is_cuda else tl.float32}
     shared |= {"BLOCK": block, "COLUMNS": plan.columns, "enable_fp_fusion": True}
@@ -101,18 +120,17 @@ def launch(
     reach = torch.empty((rows,), dtype=torch.float32, device=x.device)
     padded = power_above(rank)
     combined = max(1, _COMBINED // padded)
-    tensors = (x, sums, energy, subspace_scales, correction_scales, reflected, reach, a, scale)
-    factors = (1.0 + slack + _MARGIN, 1.0 / TOPS[kind], 2.0**-HIGH_SHIFT)
     start(
         combine_kernel,
         (ceil_div(rows, combined),),
-        *(*tensors, rows, width, x.stride(0), rank, sums.shape[0], *factors),
+        *(x, sums, energy, subspace_scales, correction_scales, reflected, reach, high, scale),
+        *(rows, width, x.stride(0), rank, sums.shape[0], *factors),
+        KIND=kind,
         SCALED=subspace_scales is not None,
         ROWS=combined,
         RANKS=padded,
     )
-    _emit(plan, x, reflected, reach, mix, scale, a, KIND=kind, **shared)
-    return a, scale
+    _emit(plan, x, reflected, reach, mix, scale, low, KIND=kind, **shared)
 
 
 def in_rows(x: Tensor) -> Tensor:
@@ -202,14 +220,9 @@ def rotate_quantize_ref(
     kind: str,
 ) -> tuple[Tensor, Tensor]:
     """The same in PyTorch, the transform in float64; a zero may have another sign."""
-    x = x.reshape(-1, x.shape[-1]).double()
-    left, right = subspace.double(), correction.double()
-    if subspace_scales is not None and correction_scales is not None:
-        left, right = left * subspace_scales.double(), right * correction_scales.double()[:, None]
-    low_width = right.shape[1]
-    high = -(x @ left)
-    low = (x[:, :low_width] - (x[:, low_width:] - high) @ right) * signs.double()
-    low = _block_hadamard_ref(low, block).float()
+    tensors = (subspace, subspace_scales, correction, correction_scales, signs)
+    low, high = transform_ref(x, tensors, block)
+    low, x = low.float(), x.reshape(-1, x.shape[-1]).double()
     energy = x.square().sum(1, keepdim=True)
     left_over = (energy * (1.0 + slack + _MARGIN) - high.square().sum(1, keepdim=True)).clamp(min=0)
     largest = high.abs().amax(1, keepdim=True) * 2.0**-HIGH_SHIFT
@@ -226,6 +239,18 @@ def rotate_quantize_ref(
         low = _least_error_ref(groups, wanted, torch.ones_like(wanted)).flatten(-2)
     codes = torch.cat([low, first.float(), second.float(), first.float()], dim=1)
     return codes.to(torch.float8_e4m3fn), scale.float()
+
+
+def transform_ref(x: Tensor, tensors: Tensors, block: int) -> tuple[Tensor, Tensor]:
+    """Low part [M, low] and protected part [M, r] of the rows of `x`, float64."""
+    subspace, subspace_scales, correction, correction_scales, signs = tensors
+    x = x.reshape(-1, x.shape[-1]).double()
+    left, right = subspace.double(), correction.double()
+    if subspace_scales is not None and correction_scales is not None:
+        left, right = left * subspace_scales.double(), right * correction_scales.double()[:, None]
+    low, high = right.shape[1], -(x @ left)
+    corrected = (x[:, :low] - (x[:, low:] - high) @ right) * signs.double()
+    return _block_hadamard_ref(corrected, block), high
 
 
 def _block_hadamard_ref(x: Tensor, block: int) -> Tensor:

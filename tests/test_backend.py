@@ -188,9 +188,10 @@ def test_all_inputs_share_the_largest_slack() -> None:
     assert [source.slack for source in sources] == [max(own)] * 2
 
 
-def test_compiles_to_one_graph() -> None:
-    model, x = build(*FP8)
-    dirotq.set_backend(model, "triton")
+@pytest.mark.parametrize("bits", ["w4a4_fp4h", "w4a4_int4", "w4a4_nvfp4"])
+def test_compiles_to_one_graph(bits: str) -> None:
+    model, x = build(*FP8, f"bits={bits}")
+    dirotq.set_backend(model, "auto")
     with torch.no_grad():
         wanted = model(x)
         compiled = torch.compile(model, fullgraph=True, backend="aot_eager")

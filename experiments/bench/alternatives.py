@@ -145,7 +145,9 @@ class Quantized(Alternative):
         layer = source.quantized(k, {"layer": n}, {"layer": True}, precision, act)["layer"]
         self._model = nn.ModuleDict({"layer": layer})
         self._layer: QuantLinear = layer
-        self.by = dirotq.set_backend(self._model, "triton")["layer"]
+        self.by, _, why = dirotq.set_backend(self._model, "auto")["layer"].partition(": ")
+        if self.by == "reference":
+            raise ValueError(f"{precision.name} has no kernel: {why}")
         self.rank = layer.input.transform.high
         self.weight_bytes = stored_bytes(layer)
 
@@ -169,7 +171,11 @@ class Quantized(Alternative):
         if self._layer.input.act is not None:
             width = k + 2 * self.rank
             passes = m * (_BFLOAT16 * k + width) + self.weight_bytes + n * width
-            return Work(passes, (m + n) * width + output, 2 * m * n * width, "fp8_flops_per_s")
+            if self.by == "fp8":
+                return Work(passes, (m + n) * width + output, 2 * m * n * width, "fp8_flops_per_s")
+            passes = _BFLOAT16 * k * (2 * m + n) + self.weight_bytes
+            product = _BFLOAT16 * k * (m + n) + output
+            return Work(passes, product, 2 * m * n * k, "bf16_flops_per_s")
         inputs, flops = _BFLOAT16 * m * k, 2 * m * n * k
         if "weight_only_linear" in self.parts(x):  # which reads the packed weights itself
             return Work(0, inputs + self.weight_bytes + output, flops, "bf16_flops_per_s")

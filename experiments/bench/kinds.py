@@ -32,8 +32,8 @@ _MODULES = {
     "rotate_project": "rotate_quantize",
     "rotate_emit": "rotate_quantize",
     "quantize_rows": "rotate_quantize",
-    "fp4_quantize": "simulated_quantize",
-    "group_quantize": "simulated_quantize",
+    "fp4_quantize": "rotate_quantize",
+    "group_quantize": "rotate_quantize",
     "unpack_e4m3": "unpack",
     "decode": "unpack",
     "weight_only": "gemm",
@@ -45,7 +45,6 @@ KINDS = (
     "attention",
     "rotate_quantize",
     "unpack",
-    "simulated_quantize",
     "elementwise",
     "other",
 )

@@ -165,7 +165,7 @@ def test_fp8_takes_the_linears_whose_inputs_are_quantized() -> None:
 
 
 def test_layers(tmp_path: Path, kernels: None) -> None:
-    case = '{tokens:[17],shapes:[[64,16]],layers:[bf16,fp8,"w4a4_fp4h:32",w4a4_fp4h,w4a16_int4]}'
+    case = '{tokens:[17],shapes:[[64,16]],layers:[bf16,fp8,"w4a4_fp4h:32",w4a4_fp4h,w4a16_int4,"w4a4_int4:32"]}'
     few = "{tokens:[1],shapes:[[32,16]],layers:[bf16,w4a16_fp4h]}"
     content = run(tmp_path, "bench=layer_flux", f"bench.cases=[{case},{few}]", *LITTLE)
     wide, short = content["rows"]
@@ -180,6 +180,7 @@ def test_layers(tmp_path: Path, kernels: None) -> None:
         assert found["w4a4_fp4h"]["bound_ms"] is None
     assert list(found) == [
         "bf16", *(["fp8"] if ON_GPU else []), "w4a4_fp4h:32", "w4a4_fp4h", "w4a16_int4",
+        "w4a4_int4:32",
     ]  # fmt: skip
     assert found["w4a4_fp4h:32"]["by"] == "fp8"
     assert found["w4a16_int4"]["by"] == "weight_only"
@@ -189,6 +190,8 @@ def test_layers(tmp_path: Path, kernels: None) -> None:
         assert row["speed_eager"] > 0
     assert list(wide["parts"]["w4a4_fp4h:32"]) == ["rotate_quantize", "unpack_e4m3", "fp8_linear"]
     assert list(wide["parts"]["w4a4_fp4h"]) == ["quantize_rows", "unpack_e4m3", "fp8_linear"]
+    assert found["w4a4_int4:32"]["by"] == "dequantized"
+    assert next(iter(wide["parts"]["w4a4_int4:32"])) == "rotate"
     assert found["bf16"]["bound_ms"] > 0
     assert short["layers"][1]["pass_bytes"] == 0  # packed weights are read by the product
     text = benches.layer_speeds(tmp_path / "out.json")
@@ -224,11 +227,14 @@ def test_ranks(tmp_path: Path, kernels: None, simulated: None) -> None:
     layer = ("bench.layer=[3,64,16]", "bench.ranks=[16]", "bench.size=64")
     content = run(tmp_path, "bench=rank", *SMALL, *layer, *LITTLE)
     of_layer, block = content["rows"]
-    assert [row["layer"] for row in of_layer["layers"]] == ["bf16", "w4a4_fp4h"]
-    assert "w4a4_fp4h:16" in of_layer["failed_layers"]  # 48 coordinates are left
+    assert [(row["layer"], row["by"]) for row in of_layer["layers"]] == [
+        ("bf16", "cublas"),
+        ("w4a4_fp4h", "fp8"),
+        ("w4a4_fp4h:16", "dequantized"),  # 48 coordinates are left
+    ]
     assert block["tokens"] == 24
     assert [row["rank"] for row in block["layers"]] == [0, 0, 16]
-    assert "| `w4a4_fp4h:16` | - |" in benches.rank_costs(tmp_path / "out.json")
+    assert "| `w4a4_fp4h:16` |" in benches.rank_costs(tmp_path / "out.json")
     pytest.importorskip("matplotlib")
     plot(tmp_path / "out.json", tmp_path / "rank.png")
     assert (tmp_path / "rank.png").stat().st_size > 1000

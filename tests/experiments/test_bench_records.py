@@ -121,7 +121,7 @@ def test_kernels_have_kinds(kernel: str, kind: str) -> None:
 def test_own_kernels_are_known_by_their_module() -> None:
     pytest.importorskip("triton")
     assert kind_of("_unpack_e4m3_kernel") == "unpack"
-    assert kind_of("_fp4_quantize_kernel") == "simulated_quantize"
+    assert kind_of("_fp4_quantize_kernel") == "rotate_quantize"
 
 
 def test_a_trace_is_divided_by_kind() -> None:

@@ -148,3 +148,10 @@ def test_more_values_than_32_bits_count(kind: str) -> None:
     got = fp4_quantize(x, 16, kind)
     assert torch.equal(got[-2:].cpu(), FORMATS[kind](16).quantize(last))
     assert not bool(got[:-2].any())
+
+
+@every_kind
+def test_the_operator_is_what_compilers_take_it_for(kind: str) -> None:
+    x = draw(3, 64).to(DEVICE)
+    checks = ("test_schema", "test_faketensor")
+    torch.library.opcheck(fp4_quantize, (x, 16, kind), test_utils=checks)

@@ -55,3 +55,9 @@ def test_every_output_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "empty", lambda *a, **k: empty(*a, **k).fill_(float("nan")))
     x = torch.randn(67, 192, generator=torch.Generator().manual_seed(2)).to(DEVICE)
     assert bool(torch.isfinite(group_quantize(x, 64, 4, False)).all())
+
+
+def test_the_operator_is_what_compilers_take_it_for() -> None:
+    x = torch.randn(3, 128).to(DEVICE)
+    checks = ("test_schema", "test_faketensor")
+    torch.library.opcheck(group_quantize, (x, 64, 4, False), test_utils=checks)
