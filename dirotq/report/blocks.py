@@ -15,6 +15,7 @@ from pathlib import Path
 
 from dirotq.report import benches
 from dirotq.report.cells import Table
+from dirotq.report.kernel_images import kernel_images
 from dirotq.report.render import markdown
 from dirotq.report.rows import describe, groups, origins, rank_order
 from dirotq.report.runs import Run, find_runs
@@ -170,6 +171,7 @@ BLOCKS = (
         partial(_rows, order="psnr", metrics=("psnr", "ssim", "emoji_perceptual")),
     ),
     Block("bits", "bits", partial(_rows, order="psnr", metrics=_METRICS)),
+    Block("kernel_images", "kernels/images.json", kernel_images),
     Block("bench_layers", "bench/layer_flux.json", benches.layer_speeds),
     Block("bench_layers_pixart", "bench/layer_pixart.json", benches.layer_speeds),
     Block("bench_layers_sana", "bench/layer_sana.json", benches.layer_speeds),

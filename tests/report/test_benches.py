@@ -160,3 +160,36 @@ def test_quantizing(tmp_path: Path) -> None:
         ValueError, match=r"README block bench_quantize: records and sizes of .* are not alike"
     ):
         made(tmp_path, "bench_quantize", "quantize/dirotq", [whole], settings=settings)
+
+
+def test_images_by_kernels(tmp_path: Path) -> None:
+    def estimate(value: float, distinguishable: bool = True) -> dict[str, Any]:
+        found = {"value": value, "ci_low": value - 0.5, "ci_high": value + 0.25, "n": 4}
+        return found | {"distinguishable": distinguishable}
+
+    content = {
+        "command": "python -m experiments.kernel_images OUT.json",
+        "env": ENV,
+        "recipe": {"method": {"name": "dirotq"}, "bits": "w4a4_fp4h"},
+        "prompts": {"set": "standard", "n": 4},
+        "backend": {"fp8": 3, "weight_only": 1},
+        "psnr_to_16_bit": {
+            "simulated": estimate(30.0),
+            "kernels": estimate(29.0),
+            "kernels_minus_simulated": estimate(-1.0),
+            "floor_minus_simulated": estimate(0.125, False),
+            "kernels_minus_floor": estimate(-1.125),
+        },
+        "psnr_to_simulated": {"kernels": estimate(35.0), "floor": estimate(37.0)},
+    }
+    path = tmp_path / RESULTS / "kernels" / "images.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(content))
+    text = "<!-- kernel_images: begin -->\n<!-- kernel_images: end -->\n"
+    lines = refreshed(text, tmp_path).splitlines()
+    assert lines[4:6] == [
+        "| simulated, in other batches | - | +0.12 [-0.38, +0.38] (not distinguishable) | 37.00 [36.50, 37.25] |",
+        "| kernels | 29.00 [28.50, 29.25] | -1.00 [-1.50, -0.75] | 35.00 [34.50, 35.25] |",
+    ]
+    assert "Kernels minus the floor: -1.12 [-1.62, -0.88]." in lines[7]
+    assert "4 layers (fp8, weight_only)" in lines[9]
