@@ -1,6 +1,6 @@
 """Quantize rows to E4M3 numbers over one scale a row: the activations of an FP8 product, where nothing is transformed.
 
-A program reads its rows for their scales and, from the cache, once more, in tiles that fit the width. Bound: the bytes
+A program reads its row for its scale and, from the cache, once more, in tiles that fit the width. Bound: the bytes
 of one read and of one write of a byte a value.
 """
 
@@ -13,7 +13,6 @@ from dirotq_kernels.fp4_quantize import _least_error_ref, power_of_two
 from dirotq_kernels.fp4h_codes import fp4h_values, inverse_of_power, round_to_e4m3
 from dirotq_kernels.launching import ceil_div, power_above, start
 from dirotq_kernels.operators import fake_of, operator
-from dirotq_kernels.rotate_plan import processors
 from torch import Tensor
 
 # The kinds, and the largest value over the row scale.
@@ -21,10 +20,40 @@ _TOPS = {"fp4h": 256.0, "fp8": 448.0}
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 _GROUP = 32
 _COLUMNS = (1024, 512, 256, 128)  # of a tile
-_MOST_PADDING = 1 / 16
-# Values a warp holds: fewer where too few warps were at work.
-_VALUES = (1024, 512, 256)
-_WARPS = 24  # a multiprocessor
+_EACH = 40  # columns' worth of time that a tile costs beside its own
+
+
+@triton.jit
+def _load(x_ptr, first, width, COLUMNS: tl.constexpr):
+    """COLUMNS of a row in groups of 32, float32 [1, COLUMNS / 32, 32]."""
+    places = first + tl.arange(0, COLUMNS)
+    x = tl.load(x_ptr + places, mask=places < width, other=0.0).to(tl.float32)
+    return tl.reshape(x, (1, COLUMNS // 32, 32))
+
+
+@triton.jit
+def _store(
+    codes_ptr, first, width, x, scale, KIND: tl.constexpr, POWER: tl.constexpr, ROUNDS: tl.constexpr
+):
+    GROUPS: tl.constexpr = x.shape[1]
+    if KIND == "fp4h":
+        factor = tl.full((1, 1), 1.0, tl.float32) * inverse_of_power(scale)
+        values = fp4h_values(x, factor, 1, GROUPS, EXACT=True)
+    else:
+        scales = tl.zeros((1, GROUPS, 32), tl.float32) + scale
+        values = x * inverse_of_power(scales) if POWER else tl.div_rn(x, scales)
+        if not ROUNDS:
+            values = round_to_e4m3(values)
+    places = first + tl.arange(0, 32 * GROUPS)
+    codes = tl.reshape(values.to(tl.float8e4nv), (32 * GROUPS,))
+    tl.store(codes_ptr + places, codes, mask=places < width)
+
+
+@triton.jit
+def _row_scale(largest, top_inverse, POWER: tl.constexpr):
+    scale = tl.max(tl.reshape(largest, (largest.shape[1] * 32,)), axis=0) * top_inverse
+    scale = tl.where(scale < 2.0**-100, 1.0, scale)
+    return power_of_two(scale) if POWER else scale
 
 
 @triton.jit
@@ -32,51 +61,40 @@ def _quantize_rows_kernel(
     x_ptr,
     codes_ptr,
     scale_ptr,
-    num_rows,
     width,
     top_inverse,  # a row's scale is its absmax times this, but for rounding up
     KIND: tl.constexpr,
     POWER: tl.constexpr,
-    ROWS: tl.constexpr,
-    GROUPS: tl.constexpr,
+    ROUNDS: tl.constexpr,  # a conversion to E4M3 does, as a GPU's, but not the interpreter's
+    COLUMNS: tl.constexpr,
+    WHOLE: tl.constexpr,  # COLUMNS are not fewer than the width
 ):
-    rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    columns = tl.arange(0, GROUPS)[:, None] * 32 + tl.arange(0, 32)[None, :]
-    present = (rows < num_rows)[:, None, None]
-    begins = rows[:, None, None] * width
-    largest = tl.zeros((ROWS, GROUPS, 32), tl.float32)
-    for first in range(0, width, 32 * GROUPS):
-        places = (first + columns)[None, :, :]
-        x = tl.load(x_ptr + begins + places, mask=present & (places < width), other=0.0)
-        largest = tl.maximum(largest, tl.abs(x.to(tl.float32)))
-    scale = tl.max(tl.max(largest, axis=2), axis=1) * top_inverse  # [ROWS]
-    scale = tl.where(scale < 2.0**-100, 1.0, scale)
-    if POWER:
-        scale = power_of_two(scale)
-        factor = inverse_of_power(scale)[:, None]
-    for first in range(0, width, 32 * GROUPS):
-        places = (first + columns)[None, :, :]
-        inside = present & (places < width)
-        # Still in the cache.
-        x = tl.load(x_ptr + begins + places, mask=inside, other=0.0).to(tl.float32)
-        if KIND == "fp4h":
-            values = fp4h_values(x, factor, ROWS, GROUPS, EXACT=True)
-        elif POWER:
-            values = round_to_e4m3(x * factor[:, :, None])
-        else:
-            steps = tl.div_rn(x, tl.broadcast_to(scale[:, None, None], (ROWS, GROUPS, 32)))
-            values = round_to_e4m3(steps)
-        tl.store(codes_ptr + begins + places, values.to(tl.float8e4nv), mask=inside)
-    tl.store(scale_ptr + rows, scale, mask=rows < num_rows)
+    """One row, which is kept where it is one tile, and else read once more for its codes."""
+    row = tl.program_id(0).to(tl.int64)
+    x_ptr += row * width
+    codes_ptr += row * width
+    if WHOLE:
+        x = _load(x_ptr, 0, width, COLUMNS)
+        scale = _row_scale(tl.abs(x), top_inverse, POWER)
+        _store(codes_ptr, 0, width, x, scale, KIND, POWER, ROUNDS)
+    else:
+        largest = tl.zeros((1, COLUMNS // 32, 32), tl.float32)
+        for first in range(0, width, COLUMNS):
+            largest = tl.maximum(largest, tl.abs(_load(x_ptr, first, width, COLUMNS)))
+        scale = _row_scale(largest, top_inverse, POWER)
+        for first in range(0, width, COLUMNS):
+            x = _load(x_ptr, first, width, COLUMNS)
+            _store(codes_ptr, first, width, x, scale, KIND, POWER, ROUNDS)
+    tl.store(scale_ptr + row, scale)
 
 
-def cut(rows: int, width: int, multiprocessors: int) -> tuple[int, int]:
-    """Rows and columns of a tile, which one warp holds: little padding, and warps enough."""
-    tiles = [columns for columns in _COLUMNS if -width % columns <= width * _MOST_PADDING]
-    columns = min(tiles[0] if tiles else _COLUMNS[-1], max(_GROUP, power_above(width)))
-    wanted = _WARPS * multiprocessors
-    enough = [values for values in _VALUES if rows * columns >= values * wanted]
-    return max(1, (enough[0] if enough else _VALUES[-1]) // columns), columns
+def cut(width: int) -> tuple[int, int]:
+    """Columns of a tile, as few as are right for padding and for what a tile costs, and the warps that hold it."""
+
+    def cost(columns: int) -> int:
+        return ceil_div(width, columns) * (columns + _EACH)
+
+    return min(min(_COLUMNS, key=cost), max(_GROUP, power_above(width))), 1
 
 
 @operator
@@ -104,16 +122,17 @@ def quantize_rows(x: Tensor, kind: str, power: bool = True) -> tuple[Tensor, Ten
     scale = torch.empty((rows, 1), dtype=torch.float32, device=x.device)
     if not rows:
         return a, scale
-    rows_each, columns = cut(rows, width, processors(x.device))
+    columns, warps = cut(width)
     start(
         _quantize_rows_kernel,
-        (ceil_div(rows, rows_each),),
-        *(x, a, scale, rows, width, 1.0 / _TOPS[kind]),
+        (rows,),
+        *(x, a, scale, width, 1.0 / _TOPS[kind]),
         KIND=kind,
         POWER=power,
-        ROWS=rows_each,
-        GROUPS=columns // _GROUP,
-        num_warps=1,
+        ROUNDS=x.is_cuda,
+        COLUMNS=columns,
+        WHOLE=columns >= width,
+        num_warps=warps,
         enable_fp_fusion=False,
     )
     return a, scale

@@ -13,8 +13,8 @@ import torch
 from dirotq_kernels.benching import copy_speed, say, timed, write
 
 SHAPES = [(4608, 3072), (4608, 12288), (8192, 1152), (8192, 4608), (2048, 2240), (2048, 5632)]
-# Rows and columns of a tile.
-CUTS = [(1, 1024), (1, 512), (2, 512), (1, 256), (4, 256), (2, 128), (4, 128), (8, 128)]
+# Columns and warps of a tile.
+CUTS = [(256, 1), (512, 1), (1024, 1), (2048, 2), (4096, 4), (4096, 8), (8192, 8), (16384, 16)]
 
 
 def main() -> None:
@@ -31,9 +31,9 @@ def main() -> None:
             row = {"kind": kind, "tokens": tokens, "width": width, "bound_us": bound}
             calls = [partial(module.quantize_rows, x, kind) for x in inputs]
             row["us"] = timed(calls)
-            for rows_each, columns in CUTS:
-                with patch.object(module, "cut", return_value=(rows_each, columns)):
-                    row[f"us_{rows_each}x{columns}"] = timed(calls)
+            for columns, warps in CUTS:
+                with patch.object(module, "cut", return_value=(columns, warps)):
+                    row[f"us_{columns}_{warps}_warps"] = timed(calls)
             rows.append(row)
             say(row)
     write(

@@ -6,6 +6,7 @@ more of them by tensor cores (`four_bit_mma`).
 
 from __future__ import annotations
 
+from math import gcd
 from typing import Any, NamedTuple
 
 import torch
@@ -19,7 +20,7 @@ from dirotq_kernels.four_bit import (
     words_of,
 )
 from dirotq_kernels.four_bit_dot import dot_products
-from dirotq_kernels.four_bit_mma import INPUTS, ROWS, fits, mma_kernel, splits_of
+from dirotq_kernels.four_bit_mma import INPUTS, ROWS, STEP, fits, mma_kernel, parts_of
 from dirotq_kernels.launching import ceil_div, power_above, start
 from dirotq_kernels.operators import fake_of, operator
 from dirotq_kernels.split_sums import OUTPUTS, add_splits_kernel, write_sums
@@ -120,7 +121,7 @@ def weight_only_linear(
     out = torch.empty((x.shape[0], codes.shape[0]), dtype=x.dtype, device=x.device)
     if not out.numel():
         return out
-    run = _by_tensor_cores if fits(x, kind, group) else _by_dot_products
+    run = _by_tensor_cores if fits(x) else _by_dot_products
     weight = _Weight(codes.contiguous(), scales_of(scales), base, kind, group)
     run(x.contiguous(), weight, bias, out)
     return out
@@ -169,25 +170,21 @@ def _by_dot_products(x: Tensor, weight: _Weight, bias: Tensor | None, out: Tenso
 
 
 def _by_tensor_cores(x: Tensor, weight: _Weight, bias: Tensor | None, out: Tensor) -> None:
-    (num_inputs, num_rows), width = out.shape, x.shape[1]
-    splits, depth = splits_of(num_inputs, num_rows, width, weight.kind, weight.group)
+    (num_inputs, num_rows), words = out.shape, x.shape[1] // CODES_PER_WORD
+    steps = ceil_div(words, STEP)
+    each = ceil_div(steps, parts_of(num_inputs, num_rows, words))
+    splits = ceil_div(steps, each)
     target, ends, now, later = _ends(x, weight, bias, out, splits)
     start(
         mma_kernel,
         (ceil_div(num_inputs, INPUTS), ceil_div(num_rows, ROWS), splits),
-        x,
-        weight.codes,
-        weight.scales,
-        *ends,
-        target,
-        num_inputs,
-        num_rows,
-        ceil_div(ceil_div(width // 2, depth), splits),
+        *(x, words_of(weight.codes), weight.scales, *ends, target),
+        *(num_inputs, num_rows, each),
         KIND=weight.kind,
-        BYTES=width // 2,
-        GROUP=weight.group // 2,
-        GROUPS=weight.scales.shape[1],
-        DEPTH=depth,
+        WORDS=words,
+        WORDS_PER_GROUP=weight.group // CODES_PER_WORD,
+        SHARE=gcd(STEP, weight.group // CODES_PER_WORD),
+        EVEN=words % STEP == 0,
         INPUTS=INPUTS,
         ROWS=ROWS,
         # Triton's interpreter cannot multiply bfloat16.

@@ -2,69 +2,98 @@
 
 python kernels/weight_only_bench.py results.json [tune]
 
-tune: the largest shape at every block shape, too.
+tune: both of its kernels at every block shape, too, for the largest linear and a small one.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from functools import partial
 from itertools import product
+from typing import Any
+from unittest.mock import patch
 
 import dirotq_kernels.weight_only as module
 import torch
-from dirotq_kernels.benching import copy_speed, median, say, write
+from dirotq_kernels.benching import copy_speed, say, timed, write
 from dirotq_kernels.decode_bench import GROUPS, random_weight
 from dirotq_kernels.weight_only import weight_only_linear
+from torch import Tensor
 from torch.nn import functional as F
 
 # N, K of modulations: FLUX.1's (double blocks, single blocks, last) and PixArt-Sigma's.
 SHAPES = [(18432, 3072), (9216, 3072), (6144, 3072), (6912, 1152)]
 INPUTS = (1, 2, 4, 8, 16)
-ROWS = (4, 8, 16)
-THREADS = (32, 64, 128, 256)
+_READ = 1 << 28  # bytes of weights at least between two readings of one, which then is in no cache
 
 
 def main() -> None:
     """Write medians in microseconds: the kernel, PyTorch with a bfloat16 weight, and the bound."""
     speed = copy_speed()
     rows = []
-    for (n, k), (kind, group) in product(SHAPES, GROUPS.items()):
-        parts = random_weight(n, k, kind, group)
-        moved = sum(t.nbytes for t in parts if t is not None)
-        weight = torch.randn(n, k, device="cuda").bfloat16()
+    for (n, k), kind in product(SHAPES, GROUPS):
+        weights = _weights(n, k, kind)
+        plain = [
+            torch.randn(n, k, device="cuda").bfloat16() for _ in range(-(-_READ // (2 * n * k)))
+        ]
         bias = torch.randn(n, device="cuda").bfloat16()
+        moved = sum(t.nbytes for t in weights[0] if t is not None)
         for m in INPUTS:
             x = torch.randn(m, k, device="cuda").bfloat16()
-            args = (x, *parts, bias, kind, group)
-            row = {"m": m, "n": n, "k": k, "kind": kind}
+            row: dict[str, Any] = {"m": m, "n": n, "k": k, "kind": kind}
             row["bound_us"] = round(1e6 * moved / speed, 2)
-            row["kernel_us"] = median(lambda args=args: weight_only_linear(*args))
-            row["bfloat16_us"] = median(lambda x=x, w=weight, b=bias: F.linear(x, w, b))
+            row["kernel_us"] = _kernel(x, weights, bias, kind)
+            row["bfloat16_us"] = timed([partial(F.linear, x, weight, bias) for weight in plain])
             rows.append(row)
             say(row)
     write(
-        "a linear of packed 4-bit weights; medians; bound: the weights' bytes at the speed of a copy",
+        "a linear of packed 4-bit weights; medians in a CUDA graph over weights that do not fit the cache; "
+        "bound: the weights' bytes at the speed of a copy",
         rows,
         copy_bytes_per_second=speed,
         block_shapes=_tune() if sys.argv[2:] == ["tune"] else [],
     )
 
 
-def _tune() -> list[dict[str, object]]:
-    """Medians of the kernel at every block shape, for the largest shape and a small one."""
-    rows: list[dict[str, object]] = []
+def _weights(n: int, k: int, kind: str) -> list[tuple[Tensor | None, ...]]:
+    first = random_weight(n, k, kind, GROUPS[kind])
+    return [first] + [random_weight(n, k, kind, GROUPS[kind]) for _ in range(2 * _READ // (n * k))]
+
+
+def _kernel(
+    x: Tensor, weights: list[tuple[Tensor | None, ...]], bias: Tensor | None, kind: str
+) -> float:
+    return timed(
+        [partial(weight_only_linear, x, *parts, bias, kind, GROUPS[kind]) for parts in weights]
+    )
+
+
+def _cuts(m: int) -> Iterator[tuple[dict[str, int], AbstractContextManager[Any]]]:
+    """Ways to cut the work of both kernels, and what sets each."""
+    for rows, threads in product((4, 8, 16), (32, 64, 128, 256)):
+        if m * rows <= 32:  # more sums than registers
+            values: dict[str, Any] = {"_ROWS": rows, "_THREADS": threads, "_MOST_THREADS": threads}
+            cut = patch.multiple(module, fits=lambda _: False, **values)
+            yield {"rows": rows, "threads": threads}, cut
+    for parts in (1, 2, 3, 4, 6, 8):
+        cut = patch.multiple(module, fits=lambda _: True, parts_of=lambda *_, parts=parts: parts)
+        yield {"parts": parts}, cut
+
+
+def _tune() -> list[dict[str, Any]]:
+    """Medians of both kernels at every cut."""
+    rows: list[dict[str, Any]] = []
     for (n, k), kind in product((SHAPES[0], SHAPES[2]), ("integer", "fp4h")):
-        parts = random_weight(n, k, kind, GROUPS[kind])
-        for m, block, threads in product((1, 2, 4), ROWS, THREADS):
-            if m * block > 32:
-                continue  # more sums than registers
-            module._ROWS = block
-            module._THREADS = module._MOST_THREADS = threads
+        weights = _weights(n, k, kind)
+        for m in (1, 2, 4, 16):
             x = torch.randn(m, k, device="cuda").bfloat16()
-            args = (x, *parts, None, kind, GROUPS[kind])
-            row = {"m": m, "n": n, "k": k, "kind": kind, "rows": block, "threads": threads}
-            rows.append({**row, "kernel_us": median(lambda args=args: weight_only_linear(*args))})
-            say(rows[-1])
+            for cut, setting in _cuts(m):
+                with setting:
+                    us = _kernel(x, weights, None, kind)
+                rows.append({"m": m, "n": n, "k": k, "kind": kind, **cut, "kernel_us": us})
+                say(rows[-1])
     return rows
 
 

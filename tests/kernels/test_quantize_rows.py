@@ -1,5 +1,6 @@
 """The kernel is bitwise what the formats decode to, in E4M3: on a GPU where there is one, else in the interpreter."""
 
+import dirotq_kernels.quantize_rows as module
 import pytest
 import torch
 from dirotq_kernels.quantize_rows import cut, quantize_rows, quantize_rows_ref
@@ -42,18 +43,21 @@ def test_codes_are_the_formats(rows: int, width: int, kind: str, power: bool) ->
 
 
 @pytest.mark.parametrize(
-    ("rows", "width", "tile"),
-    [
-        (4608, 3072, (1, 1024)),
-        (8192, 1152, (2, 128)),  # of larger ones a quarter and more would be padding
-        (8192, 4608, (2, 512)),
-        (2048, 2240, (1, 256)),
-        (1, 32, (8, 32)),
-        (1, 48, (4, 64)),
-    ],
+    ("width", "columns"),
+    # Of larger ones a quarter and more would be padding; of smaller ones there would be too many.
+    [(3072, 1024), (1152, 256), (4608, 512), (2240, 256), (12288, 1024), (32, 32), (48, 64)],
 )
-def test_tiles_fit_the_width_and_are_many(rows: int, width: int, tile: tuple[int, int]) -> None:
-    assert cut(rows, width, multiprocessors=132) == tile
+def test_tiles_fit_the_width(width: int, columns: int) -> None:
+    assert cut(width) == (columns, 1)
+
+
+@every_format
+@pytest.mark.parametrize("tile", [(2048, 2), (4096, 4), (64, 2)])
+def test_tiles_of_several_warps(
+    tile: tuple[int, int], kind: str, power: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "cut", lambda _: tile)
+    check(draw(3, 2240, seed=2) * 3, kind, power)
 
 
 @every_format
