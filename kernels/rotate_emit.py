@@ -148,6 +148,7 @@ def rotate_kernel(
     COLUMNS: tl.constexpr,
     ROWS: tl.constexpr,
     ACROSS: tl.constexpr,
+    AHEAD: tl.constexpr,  # x is read a tile ahead, where ACROSS
     RANKS: tl.constexpr,
     WHOLE: tl.constexpr,  # RANKS is not below the rank
     EVEN: tl.constexpr,  # RANKS divides the rank
@@ -173,7 +174,10 @@ def rotate_kernel(
         num_tiles = tl.cdiv(num_rows, ROWS)
         hadamard = _hadamard(mix_ptr, column, rank, COLUMNS, PARTS).to(TYPE)
     start = tl.program_id(1) * tiles
-    for tile in range(start, tl.minimum(start + tiles, num_tiles)):
+    end = tl.minimum(start + tiles, num_tiles)
+    if AHEAD:
+        following = _load_tile(x_ptr, rows, start * COLUMNS, stride, width - rank, COLUMNS)
+    for tile in range(start, end):
         if ACROSS:
             column = tile * COLUMNS
             hadamard = _hadamard(mix_ptr, column, rank, COLUMNS, PARTS).to(TYPE)
@@ -182,7 +186,12 @@ def rotate_kernel(
             rows = _row_indices(row, num_rows, ROWS)
             if PARTS == 1:
                 reach = tl.load(reach_ptr + rows)[:, None]
-        x = _load_tile(x_ptr, rows, column, stride, width - rank, COLUMNS)
+        if AHEAD:
+            x = following
+            after = tl.minimum(tile + 1, end - 1) * COLUMNS
+            following = _load_tile(x_ptr, rows, after, stride, width - rank, COLUMNS)
+        else:
+            x = _load_tile(x_ptr, rows, column, stride, width - rank, COLUMNS)
         sums = tl.zeros((ROWS, COLUMNS), tl.float32)
         for part in range(0, 1 if WHOLE else rank, RANKS):
             place = (folded_ptr, column, part + both, rank)

@@ -13,8 +13,8 @@ from dirotq_kernels.launching import ceil_div
 class Plan:
     """Block shapes of the two large kernels, of which `rotate_quantize_bench` times several.
 
-    across: a program walks along the columns of its rows, else down the rows of its columns. registers: most of a
-    thread. resident: programs that a multiprocessor then holds at a time.
+    across: a program walks along the columns of its rows, else down the rows of its columns. ahead: along columns, x is
+    read a tile ahead. registers: most of a thread. resident: programs that a multiprocessor then holds at a time.
     """
 
     project_rows: int = 128
@@ -25,6 +25,7 @@ class Plan:
     rows: int = 64
     columns: int = 64
     across: bool = False
+    ahead: bool = False
     warps: int = 4
     stages: int = 1
     resident: int = 4
