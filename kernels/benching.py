@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -37,8 +40,13 @@ def copy_speed() -> float:
 
 
 def write(what: str, rows: list[dict[str, Any]], **more: Any) -> None:
-    """Write the document to the file that the first argument of the command names."""
+    """Write the document to the file that the first argument of the command names.
+
+    Its commit is the checkout's, or where there is none DIROTQ_COMMIT of the environment.
+    """
     document = {
+        "command": _command(),
+        "git": os.environ.get("DIROTQ_COMMIT") or _commit(),
         "device": torch.cuda.get_device_name(),
         "versions": {"torch": torch.__version__, "triton": triton.__version__},
         "what": what,
@@ -48,6 +56,19 @@ def write(what: str, rows: list[dict[str, Any]], **more: Any) -> None:
     with open(sys.argv[1], "w", encoding="utf-8") as file:
         json.dump(document, file, indent=2)
         file.write("\n")
+
+
+def _command() -> str:
+    """How this was called, without the folders that only this machine has."""
+    script, *words = sys.argv
+    given = [Path(word).name if Path(word).is_absolute() else word for word in words]
+    return " ".join(["python", f"kernels/{Path(script).name}", *given])
+
+
+def _commit() -> str | None:
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short=12", "HEAD"]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    return found.stdout.strip() or None
 
 
 def say(row: dict[str, Any]) -> None:
