@@ -84,11 +84,30 @@ def _folded(
 
 
 @triton.jit
+def _ordered(row, ROWS: tl.constexpr):
+    """Rows from `row` on, int64, in an order in which a thread holds what it stores, and nothing need be exchanged.
+
+    In the tensor cores' order it has two neighbours of each eight columns, and rows eight apart.
+    """
+    lane = tl.arange(0, ROWS)
+    order = lane % (ROWS // 2) // 8 * 16 + lane // (ROWS // 2) * 8 + lane % 8
+    return (row + order).to(tl.int64)
+
+
+@triton.jit
+def _inverse_scales(scale_ptr, rows, num_rows, KIND: tl.constexpr):
+    if KIND == "float":
+        return rows
+    else:
+        return inverse_of_power(tl.load(scale_ptr + rows, mask=rows < num_rows, other=1.0))
+
+
+@triton.jit
 def _write(
     sums,
-    scale_ptr,
+    inverse,
     a_ptr,
-    row,
+    rows,
     column,
     num_rows,
     width,
@@ -100,24 +119,17 @@ def _write(
     TYPE: tl.constexpr,
 ):
     """Quantize a tile's products, and store them; where KIND is float, as they are into [num_rows, low]."""
-    # Back from the order of the tensor cores (`_signed_hadamard`): a thread holds two neighbours of each eight columns,
-    # and rows eight apart. In this order of rows it holds what it stores, and nothing need be exchanged.
     sums = tl.reshape(sums, (ROWS // 16, 2, 8, COLUMNS // 8, 4, 2))
     sums = tl.reshape(tl.permute(sums, (1, 0, 2, 4, 3, 5)), (ROWS, COLUMNS // 32, 32))
     low = width - rank
-    lane = tl.arange(0, ROWS)
-    order = lane % (ROWS // 2) // 8 * 16 + lane // (ROWS // 2) * 8 + lane % 8
-    rows = (row + order).to(tl.int64)
-    present = rows < num_rows
     factor = _norms(column, low, BLOCK, COLUMNS // 32)[None, :]
     columns = column + tl.arange(0, COLUMNS)
-    inside = present[:, None] & (columns < low)[None, :]
+    inside = (rows < num_rows)[:, None] & (columns < low)[None, :]
     if KIND == "float":
         values = tl.reshape(sums * factor[:, :, None], (ROWS, COLUMNS))
         tl.store(a_ptr + rows[:, None] * low + columns[None, :], values, mask=inside)
         return
-    scale = inverse_of_power(tl.load(scale_ptr + rows, mask=present, other=1.0))
-    factor = scale[:, None] * factor
+    factor = inverse[:, None] * factor
     if KIND == "fp4h":
         values = fp4h_values(sums, factor, ROWS, COLUMNS // 32, EXACT=False)
     else:
@@ -166,6 +178,8 @@ def rotate_kernel(
     if ACROSS:
         num_tiles = tl.cdiv(width - rank, COLUMNS)
         reflected = _reflected(reflected_ptr, rows, 0, rank, RANKS, EVEN).to(HALF)
+        written = _ordered(row, ROWS)
+        inverse = _inverse_scales(scale_ptr, written, num_rows, KIND)
         if PARTS == 1:
             reach = tl.load(reach_ptr + rows)[:, None]
         else:
@@ -176,7 +190,7 @@ def rotate_kernel(
     start = tl.program_id(1) * tiles
     end = tl.minimum(start + tiles, num_tiles)
     if AHEAD:
-        following = _load_tile(x_ptr, rows, start * COLUMNS, stride, width - rank, COLUMNS)
+        x = _load_tile(x_ptr, rows, start * COLUMNS, stride, width - rank, COLUMNS)
     for tile in range(start, end):
         if ACROSS:
             column = tile * COLUMNS
@@ -184,13 +198,11 @@ def rotate_kernel(
         else:
             row = tile * ROWS
             rows = _row_indices(row, num_rows, ROWS)
+            written = _ordered(row, ROWS)
+            inverse = _inverse_scales(scale_ptr, written, num_rows, KIND)
             if PARTS == 1:
                 reach = tl.load(reach_ptr + rows)[:, None]
-        if AHEAD:
-            x = following
-            after = tl.minimum(tile + 1, end - 1) * COLUMNS
-            following = _load_tile(x_ptr, rows, after, stride, width - rank, COLUMNS)
-        else:
+        if not AHEAD:
             x = _load_tile(x_ptr, rows, column, stride, width - rank, COLUMNS)
         sums = tl.zeros((ROWS, COLUMNS), tl.float32)
         for part in range(0, 1 if WHOLE else rank, RANKS):
@@ -208,5 +220,9 @@ def rotate_kernel(
         if PARTS == 1:
             sums *= reach
         sums = product(sums, x, hadamard, TERMS, TYPE)
-        target = (scale_ptr, a_ptr, row, column, num_rows, width, rank)
+        if AHEAD:
+            # Not before the products, whose fences wait for what is being loaded.
+            after = tl.minimum(tile + 1, end - 1) * COLUMNS
+            x = _load_tile(x_ptr, rows, after, stride, width - rank, COLUMNS)
+        target = (inverse, a_ptr, written, column, num_rows, width, rank)
         _write(sums, *target, KIND, BLOCK, COLUMNS, ROWS, TYPE)
