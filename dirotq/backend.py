@@ -17,12 +17,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dirotq import graphs
-from dirotq.dequantized import Dequantized, DequantizedInput, tensors_of, unfit_for_decoding
+from dirotq.dequantized import (
+    Dequantized,
+    DequantizedInput,
+    factors_of,
+    tensors_of,
+    unfit_for_decoding,
+)
 from dirotq.formats import FP4H, FP8, FP8x2
 from dirotq.linear import QuantInput, QuantLinear
 from dirotq.sharing import Shared
 from dirotq.storage import FixedDtype
-from dirotq.transforms import Compact, Identity
+from dirotq.transforms import Compact, Hadamard, Identity
 
 BACKENDS = ("reference", "auto", "triton")
 _FEW_ROWS = 16  # up to so many a product with 4-bit weights is bound by their bytes
@@ -111,7 +117,7 @@ def _unfit_fp8(layer: QuantLinear) -> str | None:
         return f"activations in {source.act}, an FP8 product needs {FP4H(group=32)} or FP8 with power=True"
     if source.shift:
         return "a shifted input"
-    if not isinstance(transform, Identity | Compact):
+    if not isinstance(transform, Identity | Compact) and factors_of(transform) is None:
         return f"a {transform.kind} transform"
     if transform.high and layer.protect != FP8x2(group=None):
         return f"protected coordinates in {layer.protect or 'bfloat16'}, an FP8 product needs fp8x2"
@@ -149,6 +155,7 @@ class FP8Input(Shared):
     """The left operand of the FP8 products of the linears that read one input, made once for `readers` of them."""
 
     source: QuantInput
+    factors: Tensor | None
 
     def __init__(self, source: QuantInput, readers: int) -> None:
         super().__init__(readers)
@@ -159,18 +166,25 @@ class FP8Input(Shared):
         transform = source.transform
         self.kind = "fp4h" if isinstance(source.act, FP4H) else "fp8"
         self.slack = transform_slack(transform) if isinstance(transform, Compact) else 0.0
+        self.register_buffer("factors", factors_of(transform), persistent=False)
 
     def compute(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """`x` [..., K] -> operand [M, K'] float8_e4m3fn and its scales [M, 1] float32."""
+        from dirotq_kernels.hadamard import hadamard_quantize
         from dirotq_kernels.quantize_rows import quantize_rows
         from dirotq_kernels.rotate_quantize import rotate_quantize
 
         transform = self.source.transform
         x = x.reshape(-1, x.shape[-1])
-        if not isinstance(transform, Compact):
-            made: tuple[Tensor, Tensor] = quantize_rows(x, self.kind)
-            return made
-        made = rotate_quantize(x, *tensors_of(transform), self.slack, transform.block, self.kind)
+        made: tuple[Tensor, Tensor]
+        if isinstance(transform, Compact):
+            tensors = tensors_of(transform)
+            made = rotate_quantize(x, *tensors, self.slack, transform.block, self.kind)
+        elif isinstance(transform, Hadamard) and self.factors is not None:
+            orders = list(transform.orders)
+            made = hadamard_quantize(x, transform.signs, self.factors, orders, self.kind)
+        else:
+            made = quantize_rows(x, self.kind)
         return made
 
 

@@ -7,6 +7,8 @@ definition, which computes in float32, is several times slower. The two rounding
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -14,9 +16,13 @@ from torch.nn import functional as F
 from dirotq.formats import Format, Integer
 from dirotq.linear import QuantInput, QuantLinear
 from dirotq.sharing import Shared
-from dirotq.transforms import Compact
+from dirotq.transforms import Compact, Hadamard, Transform
+from dirotq.transforms.paley import construct
 
 _FLOATS = ("nvfp4", "mxfp4", "fp4h")
+# Of `dirotq_kernels.hadamard`.
+_MOST_FACTORS = 3
+_MOST_VALUES = 32768
 
 
 def unfit_for_decoding(fmt: Format, width: int) -> str | None:
@@ -48,15 +54,28 @@ def tensors_of(transform: Compact) -> tuple[Tensor, Tensor | None, Tensor, Tenso
     )
 
 
+def factors_of(transform: Transform) -> Tensor | None:
+    """The matrices of a `Hadamard` as kernels take them, int8, or None where they do not compute it."""
+    if not isinstance(transform, Hadamard) or transform.mixing is not None:
+        return None
+    filled = math.prod(max(16, 1 << (order - 1).bit_length()) for order in transform.orders)
+    if not 1 <= len(transform.orders) <= _MOST_FACTORS or filled > _MOST_VALUES:
+        return None
+    matrices = [construct(order).flatten() for order in transform.orders]
+    return torch.cat(matrices).to(transform.signs.device)
+
+
 class DequantizedInput(Shared):
     """Both parts of a quantized input in bfloat16, made once for `readers` linears."""
 
     source: QuantInput
+    factors: Tensor | None
 
     def __init__(self, source: QuantInput, readers: int) -> None:
         super().__init__(readers)
         # Not registered: the first linear holds the input.
         object.__setattr__(self, "source", source)
+        self.register_buffer("factors", factors_of(source.transform), persistent=False)
 
     def compute(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """`x` [..., K] -> low part [..., low] and high part [..., r] or None, bfloat16."""
@@ -66,6 +85,11 @@ class DequantizedInput(Shared):
 
             parts = rotate(x, *tensors_of(transform), transform.block)
             low, high = self.source.quantized(*(part.view(*x.shape[:-1], -1) for part in parts))
+        elif isinstance(transform, Hadamard) and self.factors is not None:
+            from dirotq_kernels.hadamard import hadamard
+
+            low = hadamard(x, transform.signs, self.factors, list(transform.orders))
+            low, high = self.source.quantized(low.view(x.shape), None)
         else:
             low, high = self.source.compute(x)
         return low.bfloat16(), None if high is None else high.bfloat16()

@@ -46,7 +46,7 @@ def error(found: Tensor, wanted: Tensor) -> float:
 
 
 @pytest.mark.parametrize("bits", ["w4a4_fp4h", "w4a8_fp4h"])
-@pytest.mark.parametrize("method", ["dirotq", "rtn"])
+@pytest.mark.parametrize("method", ["dirotq", "rtn", "rotation"])
 def test_fp8_products_match_the_simulated_layers(bits: str, method: str) -> None:
     """Within a few roundings of bfloat16, 2^-9: of the output, of two terms of the protected part, and near ties."""
     # 64 low and 16 protected coordinates, or 96 low ones; 48 is no multiple of 32.
@@ -110,7 +110,7 @@ def test_auto_says_why_a_layer_has_no_product_of_packed_weights() -> None:
         (("protect=int8",), "protected coordinates in Integer"),
         (("rotation=dense",), "a dense transform"),
         (("rank=12",), "68 low and 12 protected coordinates"),
-        (("method=rotation",), "a hadamard transform"),
+        (("method=smoothquant",), "a diagonal transform"),
     ],
 )
 def test_what_does_not_fit_raises_by_name_and_changes_nothing(

@@ -23,7 +23,7 @@ from dirotq.linear import InputSpec, QuantLinear, build
 from dirotq.methods import DiRotQ
 from dirotq.models import Layout, layout_of, rewrite
 from dirotq.recipes import Bits
-from dirotq.transforms import Compact, Identity, Transform
+from dirotq.transforms import Compact, Hadamard, Identity, Transform
 from experiments.bench.architectures import Architecture
 from experiments.bench.rowwise import FP8RowLinear
 
@@ -34,25 +34,29 @@ class Precision:
 
     NAME is `bf16`; `fp8` (rows of weights and activations, `experiments.bench.rowwise`); `torchao`, the same by that
     package; or a file of conf/bits, with `:RANK` for DiRotQ's compact transform and protected coordinates (an integer,
-    or a share of the width), without it for no transform.
+    or a share of the width), with `:hadamard` for a randomized Hadamard transform, without either for no transform.
     """
 
     name: str
     kind: str
     rank: float = 0.0
+    hadamard: bool = False
 
     @classmethod
     def of(cls, name: str) -> Precision:
         """Raises ValueError for a name that is none."""
         kind, _, rank = name.partition(":")
+        hadamard = rank == "hadamard"
         try:
-            number = float(rank) if rank else 0.0
+            number = float(rank) if rank and not hadamard else 0.0
         except ValueError:
-            raise ValueError(f"{name}: allowed behind the colon is a number") from None
+            raise ValueError(
+                f"{name}: allowed behind the colon are a number and hadamard"
+            ) from None
         if kind in ("bf16", "fp8", "torchao") and not rank:
             return cls(name, kind)
         bits_named(kind)
-        return cls(name, "quantized", number)
+        return cls(name, "quantized", number, hadamard)
 
     @property
     def bits(self) -> Bits:
@@ -103,7 +107,11 @@ class Source:
         """Quantized layers for the linears of one input: name -> output features. act: whether it is quantized."""
         bits = precision.bits
         act_format = bits.act if act else None
-        transform = self.transform(width, precision.coordinates(width) if act_format else 0)
+        if precision.hadamard and act_format:
+            transform: Transform = Hadamard(width, generator=torch.Generator().manual_seed(0))
+            transform = transform.to(self.device)
+        else:
+            transform = self.transform(width, precision.coordinates(width) if act_format else 0)
         protect = FP8x2(None) if transform.high else None
         spec = InputSpec(tuple(members), transform.to_dict(), bits.weight, act_format, protect)
         layers = build(spec, dict(members), transform)

@@ -31,6 +31,7 @@ _KINDS = (
 _MODULES = {
     "rotate_project": "rotate_quantize",
     "rotate_emit": "rotate_quantize",
+    "hadamard": "rotate_quantize",
     "quantize_rows": "rotate_quantize",
     "fp4_quantize": "rotate_quantize",
     "group_quantize": "rotate_quantize",
@@ -39,6 +40,7 @@ _MODULES = {
     "weight_only": "gemm",
     "four_bit_mma": "gemm",
     "split_sums": "gemm",
+    "fp8_persistent": "gemm",
 }
 KINDS = (
     "gemm",

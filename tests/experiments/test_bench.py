@@ -165,7 +165,8 @@ def test_fp8_takes_the_linears_whose_inputs_are_quantized() -> None:
 
 
 def test_layers(tmp_path: Path, kernels: None) -> None:
-    case = '{tokens:[17],shapes:[[64,16]],layers:[bf16,fp8,"w4a4_fp4h:32",w4a4_fp4h,w4a16_int4,"w4a4_int4:32"]}'
+    ours = '"w4a4_fp4h:32",w4a4_fp4h,w4a16_int4,"w4a4_int4:32","w4a4_fp4h:hadamard"'
+    case = f"{{tokens:[17],shapes:[[64,16]],layers:[bf16,fp8,{ours}]}}"
     few = "{tokens:[1],shapes:[[32,16]],layers:[bf16,w4a16_fp4h]}"
     content = run(tmp_path, "bench=layer_flux", f"bench.cases=[{case},{few}]", *LITTLE)
     wide, short = content["rows"]
@@ -180,7 +181,7 @@ def test_layers(tmp_path: Path, kernels: None) -> None:
         assert found["w4a4_fp4h"]["bound_ms"] is None
     assert list(found) == [
         "bf16", *(["fp8"] if ON_GPU else []), "w4a4_fp4h:32", "w4a4_fp4h", "w4a16_int4",
-        "w4a4_int4:32",
+        "w4a4_int4:32", "w4a4_fp4h:hadamard",
     ]  # fmt: skip
     assert found["w4a4_fp4h:32"]["by"] == "fp8"
     assert found["w4a16_int4"]["by"] == "weight_only"
@@ -192,6 +193,7 @@ def test_layers(tmp_path: Path, kernels: None) -> None:
     assert list(wide["parts"]["w4a4_fp4h"]) == ["quantize_rows", "unpack_e4m3", "fp8_linear"]
     assert found["w4a4_int4:32"]["by"] == "dequantized"
     assert next(iter(wide["parts"]["w4a4_int4:32"])) == "rotate"
+    assert next(iter(wide["parts"]["w4a4_fp4h:hadamard"])) == "hadamard_quantize"
     assert found["bf16"]["bound_ms"] > 0
     assert short["layers"][1]["pass_bytes"] == 0  # packed weights are read by the product
     text = benches.layer_speeds(tmp_path / "out.json")
