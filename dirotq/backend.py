@@ -41,7 +41,8 @@ def set_backend(model: nn.Module, backend: str = "auto") -> dict[str, str]:
     backend: "reference", the simulated layers; "triton", products of packed weights for every layer; "auto", these
     where they fit, and on a GPU 16-bit products of decoded numbers for the others.
     Returns for each quantized linear, by name, "fp8", "weight_only", or "dequantized" or "reference" and why. The
-    checkpoint does not change. Raises ValueError for an unknown backend, and with "triton" for the first layer that no
+    checkpoint does not change. To be called again after new numbers were loaded into quantized linears: kernels keep
+    what they make of scales. Raises ValueError for an unknown backend, and with "triton" for the first layer that no
     kernel fits; the model is then as it was.
     """
     if backend not in BACKENDS:

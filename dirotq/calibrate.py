@@ -222,10 +222,14 @@ def call(model: nn.Module, batch: Batch) -> Any:
     return model(**batch) if isinstance(batch, Mapping) else model(*batch)
 
 
-def digest(entry: InputStatistics) -> str:
-    """Hash of one input's statistics (sha256, 16 hex digits); of its moment the diagonal, where every change shows."""
+def digest(entry: InputStatistics, whole: bool = False) -> str:
+    """Hash of one input's statistics (sha256, 16 hex digits); of its moment the diagonal, or the WHOLE of it.
+
+    The diagonal tells batches apart, in no time; moments that were worked on may share it.
+    """
     content = hashlib.sha256(repr((entry.members, entry.rows, entry.lowest)).encode())
-    for tensor in (entry.moment.diagonal(), entry.absmax, entry.sample):
+    moment = entry.moment if whole else entry.moment.diagonal()
+    for tensor in (moment, entry.absmax, entry.sample):
         content.update(tensor.contiguous().cpu().numpy().tobytes())
     return content.hexdigest()[:16]
 

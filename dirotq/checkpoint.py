@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from dirotq import digests, placement, transforms
+from dirotq import digests, graphs, placement, transforms
 from dirotq.atomic import atomic_directory
 from dirotq.linear import InputSpec, QuantLinear, build
 from dirotq.models import rewrite
@@ -137,6 +137,7 @@ def load(model: nn.Module, path: Path | str, device: torch.device | str | None =
             f"{path}: holds a {architecture}, but the model is a {type(model).__name__}"
         )
     originals = dict(model.named_modules())
+    graphs.forget(model)
     layers = install(model, config)
     try:
         _check_tensors(model.state_dict(), tensors)

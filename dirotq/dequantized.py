@@ -84,7 +84,9 @@ class DequantizedInput(Shared):
             from dirotq_kernels.rotate import rotate
 
             parts = rotate(x, *tensors_of(transform), transform.block)
-            low, high = self.source.quantized(*(part.view(*x.shape[:-1], -1) for part in parts))
+            low, high = self.source.quantized(
+                *(part.view(*x.shape[:-1], part.shape[-1]) for part in parts)
+            )
         elif isinstance(transform, Hadamard) and self.factors is not None:
             from dirotq_kernels.hadamard import hadamard
 
@@ -114,7 +116,7 @@ class Dequantized(nn.Module):
         else:
             first = F.linear(high, protected.bfloat16(), bias)
             rows = low.reshape(-1, low.shape[-1])
-            y = torch.addmm(first.view(len(rows), -1), rows, weight.t()).view(first.shape)
+            y = torch.addmm(first.view(len(rows), len(weight)), rows, weight.t()).view(first.shape)
         return y.to(x.dtype)
 
 

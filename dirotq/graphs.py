@@ -27,8 +27,9 @@ def capture(model: nn.Module, most: int = 4) -> None:
 
     The first call with arguments of new shapes, dtypes or values (of those that are no tensors) records a graph, the
     least recently used of more than `most` is dropped. Arguments are copied, and results are the caller's own. A graph
-    keeps the memory of a forward's activations. Weights may change their numbers, not which tensors they are: those
-    that moved are noticed, exchanged ones need `release`. Blocks may be compiled first
+    keeps the memory of a forward's activations, and of the weights. These may change their numbers, but not which
+    tensors they are: parameters that moved are noticed by the next call, whatever else is exchanged needs `release`,
+    and after new numbers for quantized linears `set_backend` is to be called again. Blocks may be compiled first
     (`model.compile_repeated_blocks(fullgraph=True)`), the whole model may not.
 
     Raises ValueError for a model that is not on one GPU, is moved by hooks, is compiled as a whole or captured already;
@@ -38,7 +39,7 @@ def capture(model: nn.Module, most: int = 4) -> None:
         raise ValueError(f"most={most}, allowed are positive integers")
     if isinstance(model.__dict__.get("forward"), Captured):
         raise ValueError("capture: the model is captured already; dirotq.release(model) undoes it")
-    if model._compiled_call_impl is not None:
+    if model._compiled_call_impl is not None or hasattr(model, "_orig_mod"):
         raise ValueError(
             "capture: the model is compiled as a whole, allowed are compiled blocks "
             "(model.compile_repeated_blocks(fullgraph=True))"
@@ -66,6 +67,15 @@ def forget(model: nn.Module) -> None:
         captured = module.__dict__.get("forward")
         if isinstance(captured, Captured):
             captured.clear()
+
+
+def refuse(model: nn.Module, what: str) -> None:
+    """Raise ValueError where the model or a part of it is captured: a replay runs no hooks, and other weights."""
+    for name, module in model.named_modules():
+        if isinstance(module.__dict__.get("forward"), Captured):
+            raise ValueError(
+                f"{what}: {name or 'the model'} is captured; allowed after dirotq.release"
+            )
 
 
 def record(run: Callable[[], Any], device: torch.device) -> tuple[Callable[[], None], Any]:

@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from dirotq.linear import QuantLinear
+from dirotq.stopwatch import Stopwatch
+
 
 @dataclass(frozen=True)
 class LayerReport:
@@ -49,3 +52,25 @@ def snr_db(signal: Tensor, approximation: Tensor) -> float:
     if noise == 0:
         return math.inf
     return 10 * math.log10(energy / noise) if energy else -math.inf
+
+
+def summary(reports: list[LayerReport], layers: dict[str, QuantLinear], clock: Stopwatch) -> Report:
+    """The report of a whole model, from those of its layers."""
+    weights = sum(r.in_features * r.out_features for r in reports)
+    stored = sum(r.effective_bits * r.in_features * r.out_features for r in reports)
+    owners = [layer for layer in layers.values() if layer.spec is not None]
+    values = sum(layer.in_features for layer in owners)
+    act_bits = 0.0
+    for layer in owners:
+        low, high = layer.input.transform.low_width, layer.input.transform.high
+        act, protect = layer.input.act, layer.input.protect
+        act_bits += low * (act.bits_per_value(low) if act else 16.0)
+        act_bits += high * (protect.bits_per_value(high) if protect and act else 16.0)
+    return Report(
+        layers=tuple(reports),
+        weight_bits=stored / weights,
+        act_bits=act_bits / values,
+        seconds=clock.total(),
+        stages=clock.seconds,
+        peak_bytes=clock.peak_bytes(),
+    )

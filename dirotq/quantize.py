@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dirotq import budget, calibrate, resume
+from dirotq import budget, calibrate, graphs, resume
 from dirotq.calibrate import InputStatistics
 from dirotq.checkpoint import checksum, describe
 from dirotq.formats import Format
@@ -20,7 +20,7 @@ from dirotq.linear import InputSpec, QuantLinear, build
 from dirotq.methods import Method, Ranked
 from dirotq.models import Layout, layout_of, rewrite
 from dirotq.passes import Batches
-from dirotq.quantization_report import LayerReport, Report, snr_db
+from dirotq.quantization_report import LayerReport, Report, snr_db, summary
 from dirotq.recipes import Recipe
 from dirotq.statistics_source import Means, Source
 from dirotq.stopwatch import Stopwatch
@@ -60,7 +60,12 @@ def quantize(
     The result does not depend on the last four. On any error the model is as it was. Raises ValueError for a layer that
     does not fit, by name, and for batches that cannot be read again.
     """
-    home = next(model.parameters()).device
+    graphs.refuse(model, "quantize")
+    home = next((p.device for p in model.parameters()), None)
+    if home is None:
+        raise ValueError(
+            "quantize: the model has no parameters; are its linears quantized already?"
+        )
     device = None if stream is None else torch.device(stream)
     clock = Stopwatch(device or home)
     if not recipe.method.quantizes:
@@ -75,7 +80,7 @@ def quantize(
         done = job.finish_all(source, progress)
         layers = job.install(done, rewrites)
     clock.lap("store")
-    return _summary([row for entry in done for row in entry.rows], layers, clock)
+    return summary([row for entry in done for row in entry.rows], layers, clock)
 
 
 @dataclass(frozen=True)
@@ -117,6 +122,8 @@ class _Job:
         missing = sorted(set(self.selected) - set(layers))
         if missing and self.layout.strict:
             raise ValueError(f"layer {missing[0]}: the calibration statistics do not cover it")
+        if not layers:
+            raise ValueError("quantize: no linear of the layout was reached by the batches")
         dtype = next(self.model.parameters()).dtype
         for name, layer in layers.items():
             self.model.set_submodule(name, layer)
@@ -179,7 +186,8 @@ def _quantize_input(
     stacked = torch.cat(weights)
     # Where the weights are: what a method makes of it, decompositions above all, takes a CPU minutes for a wide input.
     moment = inputs.moment.to(stacked.device)
-    inputs = replace(inputs, moment=moment)
+    # One sample for all reports: what layers share of it is dropped when the last one has read it.
+    inputs = replace(inputs, moment=moment, sample=inputs.sample.to(stacked.device))
     fmt, act = recipe.bits.weight, recipe.bits.act if quantize_acts else None
     rows_of = {name: w.shape[0] for name, w in zip(linears, weights, strict=True)}
     # Weight-only linears have nothing to protect or smooth: the authors of all methods leave their inputs alone.
@@ -270,27 +278,4 @@ def _report(
         act_snr_db=snr_db(low_input, used_input),
         output_snr_db=snr_db(reference, layer(sample)),
         fallback=fallback,
-    )
-
-
-def _summary(
-    reports: list[LayerReport], layers: dict[str, QuantLinear], clock: Stopwatch
-) -> Report:
-    weights = sum(r.in_features * r.out_features for r in reports)
-    stored = sum(r.effective_bits * r.in_features * r.out_features for r in reports)
-    owners = [layer for layer in layers.values() if layer.spec is not None]
-    values = sum(layer.in_features for layer in owners)
-    act_bits = 0.0
-    for layer in owners:
-        low, high = layer.input.transform.low_width, layer.input.transform.high
-        act, protect = layer.input.act, layer.input.protect
-        act_bits += low * (act.bits_per_value(low) if act else 16.0)
-        act_bits += high * (protect.bits_per_value(high) if protect and act else 16.0)
-    return Report(
-        layers=tuple(reports),
-        weight_bits=stored / weights,
-        act_bits=act_bits / values,
-        seconds=clock.total(),
-        stages=clock.seconds,
-        peak_bytes=clock.peak_bytes(),
     )

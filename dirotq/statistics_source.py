@@ -67,7 +67,7 @@ class Means:
             for key in ("memory", "stream"):
                 if getattr(self, key) is not None:
                     raise ValueError(f"{key}={getattr(self, key)} has no use beside statistics=")
-            given = calibrate.fingerprint(map(calibrate.digest, statistics))
+            given = calibrate.fingerprint(calibrate.digest(its, whole=True) for its in statistics)
             return Given(statistics), self._shelf(model, recipe, layout, self.calibration or given)
         calls = Calls(batches)
         identity = self.calibration

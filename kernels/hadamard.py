@@ -57,7 +57,10 @@ def _times_factor(
 @triton.jit
 def _row_scale(y, top_inverse):
     scale = tl.max(tl.abs(y), axis=1) * top_inverse
-    return power_of_two(tl.where(scale < 2.0**-100, 1.0, scale))
+    scale = power_of_two(tl.where(scale < 2.0**-100, 1.0, scale))
+    # A maximum leaves NaN out. Of a row that has one nothing must look as if it were finite.
+    bad = tl.max((y - y != 0.0).to(tl.int32), axis=1) > 0
+    return tl.where(bad, float("nan"), scale)
 
 
 @triton.jit

@@ -50,10 +50,14 @@ def _store(
 
 
 @triton.jit
-def _row_scale(largest, top_inverse, POWER: tl.constexpr):
+def _row_scale(largest, left, top_inverse, POWER: tl.constexpr):
+    """left: zero, but for what is not finite: NaN."""
     scale = tl.max(tl.reshape(largest, (largest.shape[1] * 32,)), axis=0) * top_inverse
     scale = tl.where(scale < 2.0**-100, 1.0, scale)
-    return power_of_two(scale) if POWER else scale
+    scale = power_of_two(scale) if POWER else scale
+    # A maximum leaves NaN out. Of a row that has one nothing must look as if it were finite.
+    bad = tl.max(tl.reshape((left != 0.0).to(tl.int32), (left.shape[1] * 32,)), axis=0) > 0
+    return tl.where(bad, float("nan"), scale)
 
 
 @triton.jit
@@ -62,6 +66,7 @@ def _quantize_rows_kernel(
     codes_ptr,
     scale_ptr,
     width,
+    stride,  # from a row of x to the next
     top_inverse,  # a row's scale is its absmax times this, but for rounding up
     KIND: tl.constexpr,
     POWER: tl.constexpr,
@@ -71,17 +76,20 @@ def _quantize_rows_kernel(
 ):
     """One row, which is kept where it is one tile, and else read once more for its codes."""
     row = tl.program_id(0).to(tl.int64)
-    x_ptr += row * width
+    x_ptr += row * stride
     codes_ptr += row * width
     if WHOLE:
         x = _load(x_ptr, 0, width, COLUMNS)
-        scale = _row_scale(tl.abs(x), top_inverse, POWER)
+        scale = _row_scale(tl.abs(x), x - x, top_inverse, POWER)
         _store(codes_ptr, 0, width, x, scale, KIND, POWER, ROUNDS)
     else:
         largest = tl.zeros((1, COLUMNS // 32, 32), tl.float32)
+        left = tl.zeros((1, COLUMNS // 32, 32), tl.float32)
         for first in range(0, width, COLUMNS):
-            largest = tl.maximum(largest, tl.abs(_load(x_ptr, first, width, COLUMNS)))
-        scale = _row_scale(largest, top_inverse, POWER)
+            x = _load(x_ptr, first, width, COLUMNS)
+            largest = tl.maximum(largest, tl.abs(x))
+            left += x - x
+        scale = _row_scale(largest, left, top_inverse, POWER)
         for first in range(0, width, COLUMNS):
             x = _load(x_ptr, first, width, COLUMNS)
             _store(codes_ptr, first, width, x, scale, KIND, POWER, ROUNDS)
@@ -102,7 +110,8 @@ def quantize_rows(x: Tensor, kind: str, power: bool = True) -> tuple[Tensor, Ten
     """Quantize the rows of `x` [..., K] to a [M, K] float8_e4m3fn and scale [M, 1] float32, M the number of rows.
 
     a * scale is bitwise what `quantize(x)` of the format gives, but for the sign of zeros: of FP4H(group=32) for kind
-    fp4h, of FP8(group=None, power) for fp8. power: scales of fp8 are rounded up to powers of two, as fp4h's are.
+    fp4h, of FP8(group=None, power) for fp8. The scale of a row that is not finite
+    is NaN. power: scales of fp8 are rounded up to powers of two, as fp4h's are.
     Raises ValueError for another kind, for float64 and integers, and for fp4h unless 32 divides K.
     """
     if kind not in _TOPS:
@@ -116,7 +125,9 @@ def quantize_rows(x: Tensor, kind: str, power: bool = True) -> tuple[Tensor, Ten
         raise ValueError(
             f"quantize_rows: fp4h of {width} columns, power={power}, allowed are multiples of 32 with power"
         )
-    x = x.reshape(-1, width).contiguous()
+    x = x.reshape(-1, width)
+    # Rows may lie apart: a part of a wider tensor is not copied.
+    x = x if x.stride(1) == 1 else x.contiguous()
     rows = x.shape[0]
     a = torch.empty((rows, width), dtype=torch.float8_e4m3fn, device=x.device)
     scale = torch.empty((rows, 1), dtype=torch.float32, device=x.device)
@@ -126,7 +137,7 @@ def quantize_rows(x: Tensor, kind: str, power: bool = True) -> tuple[Tensor, Ten
     start(
         _quantize_rows_kernel,
         (rows,),
-        *(x, a, scale, width, 1.0 / _TOPS[kind]),
+        *(x, a, scale, width, x.stride(0), 1.0 / _TOPS[kind]),
         KIND=kind,
         POWER=power,
         ROUNDS=x.is_cuda,
@@ -153,6 +164,8 @@ def quantize_rows_ref(x: Tensor, kind: str, power: bool = True) -> tuple[Tensor,
     if power:
         mantissa, exponent = torch.frexp(scale)
         scale = torch.ldexp(torch.ones_like(scale), exponent - (mantissa == 0.5).int())
+    finite = x.isfinite().all(1, keepdim=True)
+    scale = torch.where(finite, scale, float("nan"))
     if kind == "fp8":
         return (x / scale).clamp(-448.0, 448.0).to(torch.float8_e4m3fn), scale
     groups, base = x.unflatten(-1, (-1, _GROUP)), scale[..., None]

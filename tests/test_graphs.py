@@ -216,3 +216,16 @@ def test_a_model_elsewhere_is_refused() -> None:
         dirotq.capture(nn.ModuleList([nn.Linear(1, 1), nn.Linear(1, 1, device="meta")]))
     with pytest.raises(ValueError, match="the model is on no device, allowed is one GPU"):
         dirotq.capture(nn.Identity())
+
+
+def test_a_captured_model_is_not_quantized(model: Model) -> None:
+    """Replays run no hooks, and with the weights that were there before."""
+    dirotq.capture(model)
+    (x,) = inputs(1)
+    with pytest.raises(
+        ValueError, match=r"quantize: the model is captured; allowed after dirotq\.release"
+    ):
+        dirotq.quantize(model, dirotq.recipe("method=rtn"), [(x,)])
+    dirotq.release(model)
+    with pytest.raises(ValueError, match="capture: the model is compiled as a whole"):
+        dirotq.capture(torch.compile(model))  # type: ignore[arg-type]

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +142,10 @@ def test_given_statistics_are_gone_on_with(tmp_path: Path, made: list[str], expe
     first = quantized(**options)
     assert first == quantized(**options)
     assert made == NAMES[:2]
+    # The same diagonals: what was worked on is another calibration.
+    shrunk = [replace(its, moment=its.moment.diagonal().diag()) for its in statistics]
+    assert quantized(**{**options, "statistics": shrunk}) != first
+    assert made == NAMES[:2] * 2
 
 
 def flip(path: Path, place: int) -> None:

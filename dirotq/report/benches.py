@@ -72,8 +72,8 @@ def _errors(rows: Iterable[Row]) -> list[str]:
             worst[layer["layer"]] = max(worst.get(layer["layer"], 0.0), layer["error"])
     said = ", ".join(f"`{name}` {1e3 * error:.2f}" for name, error in worst.items())
     return [
-        "Largest relative error of an output against the float64 product of the same decoded operands, in thousandths: "
-        f"{said}."
+        "Relative error of a layer's outputs together against the float64 product of the same decoded operands, at the "
+        f"worst of the shapes, in thousandths: {said}."
     ]
 
 

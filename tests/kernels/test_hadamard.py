@@ -15,6 +15,8 @@ from dirotq.transforms import Hadamard
 from dirotq.transforms.paley import construct
 from tests.support.draws import draw
 
+# NumPy says so in the interpreter, of rows that are not finite.
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # Widths of one, two and three factors, powers of two and not, groups of 32 within the last factor's rows and across.
 WIDTHS = [16, 28, 192, 1152, 2240, 3072, 12288]
@@ -56,6 +58,17 @@ def test_codes_are_those_of_the_transformed_rows(width: int, kind: str) -> None:
     assert torch.equal(scale, wanted_scale)
     # Sums in another order fall on the other side of a tie now and then.
     assert float((a.float() != wanted.float()).double().mean()) < 2e-3
+
+
+@pytest.mark.parametrize("kind", ["fp4h", "fp8"])
+@pytest.mark.parametrize("width", [192, 1152])
+def test_rows_that_are_not_finite_have_no_scale_and_others_theirs(width: int, kind: str) -> None:
+    made, factors, orders = transform(width)
+    x = draw(3, width, seed=3).bfloat16()
+    x[0, 7], x[2, 9] = float("nan"), float("inf")
+    args = [t.to(DEVICE) for t in (x, made.signs, factors)]
+    scale = hadamard_quantize(*args, orders, kind)[1]
+    assert scale.isnan().flatten().tolist() == [True, False, True]
 
 
 def test_rows_that_lie_apart_and_more_rows_than_a_program_has() -> None:

@@ -66,6 +66,31 @@ def test_every_finite_bit_pattern_within_a_window_of_exponents(kind: str, power:
 
 
 @every_format
+@pytest.mark.parametrize("tile", [(64, 1), (128, 1)])
+def test_rows_that_are_not_finite_have_no_scale_and_others_theirs(
+    tile: tuple[int, int], kind: str, power: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "cut", lambda _: tile)
+    x = draw(4, 96, seed=3)
+    x[0, 70], x[1, 3], x[3, 95] = float("nan"), float("inf"), float("-inf")
+    for _, scale in (
+        quantize_rows(x.to(DEVICE), kind, power),
+        quantize_rows_ref(x, kind, power),
+    ):
+        assert scale.isnan().flatten().tolist() == [True, True, False, True]
+
+
+@every_format
+def test_parts_of_a_wider_tensor(kind: str, power: bool) -> None:
+    x = draw(5, 160, seed=4)
+    found = quantize_rows(x.to(DEVICE)[:, 32:128], kind, power)
+    for one, other in zip(
+        found, quantize_rows(x[:, 32:128].to(DEVICE).clone(), kind, power), strict=True
+    ):
+        assert torch.equal(one.float(), other.float())
+
+
+@every_format
 def test_neighbours_of_all_ties(kind: str, power: bool) -> None:
     """Up to three units in the last place around each midpoint of codes, at scales 1 and 1.5 and both signs."""
     midpoints = torch.tensor([0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0, 7.0, 10.0, 17.0, 23.0])
