@@ -2,7 +2,7 @@
 
 import triton
 import triton.language as tl
-from dirotq_kernels.fp4_quantize import _round_to_e4m3
+from dirotq_kernels.fp4_quantize import _round_to_e4m3, power_of_two
 
 _SIXTH = tl.constexpr(1.0 / 6.0)
 _TWO_THIRDS = tl.constexpr(2.0 / 3.0)
@@ -30,6 +30,19 @@ def signed(size, like):
 def round_to_e4m3(x):
     """Nearest E4M3 numbers, in float32, of any `x`, saturating; ties to even, the sign of zeros is kept."""
     return signed(_round_to_e4m3(tl.minimum(tl.abs(x), 448.0)), x)
+
+
+@triton.jit
+def row_scale(largest, left, top_inverse, POWER: tl.constexpr):
+    """Scales of rows from their sizes, over the last dimension; 1 where all are tiny, NaN where one is not finite.
+
+    left: x - x of the rows, zero of finite numbers: a maximum leaves NaN out.
+    """
+    scale = tl.max(largest, axis=-1) * top_inverse
+    scale = tl.where(scale < 2.0**-100, 1.0, scale)
+    scale = power_of_two(scale) if POWER else scale
+    bad = tl.max((left != 0.0).to(tl.int32), axis=-1) > 0
+    return tl.where(bad, float("nan"), scale)
 
 
 @triton.jit

@@ -16,11 +16,10 @@ import math
 import torch
 import triton
 import triton.language as tl
-from dirotq_kernels.fp4_quantize import power_of_two
-from dirotq_kernels.fp4h_codes import fp4h_values, inverse_of_power, round_to_e4m3
-from dirotq_kernels.launching import ceil_div, power_above, start
+from dirotq_kernels.fp4h_codes import fp4h_values, inverse_of_power, round_to_e4m3, row_scale
+from dirotq_kernels.launching import ceil_div, in_rows, power_above, start
 from dirotq_kernels.operators import fake_of, operator
-from dirotq_kernels.quantize_rows import quantize_rows, quantize_rows_ref
+from dirotq_kernels.quantize_rows import quantize_rows_ref, quantized_rows
 from dirotq_kernels.rotate_check import TERMS, TOPS
 from dirotq_kernels.rotate_fold import operand
 from dirotq_kernels.rotate_project import product
@@ -52,15 +51,6 @@ def _times_factor(
     y = tl.zeros((ROWS * REST, PADDED), tl.float32)
     y = product(y, tl.reshape(x, (ROWS * REST, PADDED)), operand(codes, TYPE), TERMS, TYPE)
     return tl.reshape(y, (ROWS, REST * PADDED))
-
-
-@triton.jit
-def _row_scale(y, top_inverse):
-    scale = tl.max(tl.abs(y), axis=1) * top_inverse
-    scale = power_of_two(tl.where(scale < 2.0**-100, 1.0, scale))
-    # A maximum leaves NaN out. Of a row that has one nothing must look as if it were finite.
-    bad = tl.max((y - y != 0.0).to(tl.int32), axis=1) > 0
-    return tl.where(bad, float("nan"), scale)
 
 
 @triton.jit
@@ -108,7 +98,7 @@ def hadamard_kernel(
         y = _times_factor(y, factors_ptr, THIRD, THIRD_PADDED, 3, TYPE)
     y *= norm
     if KIND != "float":
-        scale = _row_scale(y, top_inverse)
+        scale = row_scale(tl.abs(y), y - y, top_inverse, True)
         tl.store(scale_ptr + rows, scale, mask=rows < num_rows)
         factor = inverse_of_power(scale)[:, None]
         if KIND == "fp4h":
@@ -141,10 +131,7 @@ def hadamard(x: Tensor, signs: Tensor, factors: Tensor, orders: list[int]) -> Te
     x: bfloat16, float16 or float32. signs: int8 [K]. factors: the matrices of ±1 of `orders`, ascending or not, whose
     product is K, each in rows, one after the other, int8. Raises ValueError for what does not fit together.
     """
-    x = _checked(x, signs, factors, orders)
-    out = torch.empty(x.shape, dtype=torch.float32, device=x.device)
-    _launch(x, signs, factors, orders, "float", out, out)
-    return out
+    return _transformed(_checked(x, signs, factors, orders), signs, factors, orders)
 
 
 @fake_of(hadamard)
@@ -164,8 +151,7 @@ def hadamard_quantize(
     if kind not in TOPS:
         raise ValueError(f"hadamard_quantize: kind={kind!r}, allowed are {', '.join(TOPS)}")
     if kind == "fp4h" and orders[-1] % _GROUP:
-        made: tuple[Tensor, Tensor] = quantize_rows(hadamard(x, signs, factors, orders), kind)
-        return made
+        return quantized_rows(_transformed(x, signs, factors, orders), kind)
     a = torch.empty(x.shape, dtype=torch.float8_e4m3fn, device=x.device)
     scale = torch.empty((len(x), 1), dtype=torch.float32, device=x.device)
     _launch(x, signs, factors, orders, kind, a, scale)
@@ -177,6 +163,12 @@ def _(x, signs, factors, orders, kind):
     rows = x.numel() // x.shape[-1]
     a = x.new_empty((rows, x.shape[-1]), dtype=torch.float8_e4m3fn)
     return a, x.new_empty((rows, 1), dtype=torch.float32)
+
+
+def _transformed(x: Tensor, signs: Tensor, factors: Tensor, orders: list[int]) -> Tensor:
+    out = torch.empty(x.shape, dtype=torch.float32, device=x.device)
+    _launch(x, signs, factors, orders, "float", out, out)
+    return out
 
 
 def _launch(
@@ -230,8 +222,7 @@ def _checked(x: Tensor, signs: Tensor, factors: Tensor, orders: list[int]) -> Te
             )
     if reason:
         raise ValueError(f"hadamard: {reason}")
-    x = x.reshape(-1, width)
-    return x if x.stride(1) == 1 else x.contiguous()
+    return in_rows(x)
 
 
 def hadamard_ref(x: Tensor, signs: Tensor, factors: Tensor, orders: list[int]) -> Tensor:

@@ -54,3 +54,9 @@ def ceil_div(a: int, b: int) -> int:
 def power_above(n: int) -> int:
     """The least power of two that is not below `n`, which is positive."""
     return 1 << (n - 1).bit_length()
+
+
+def in_rows(x: Tensor) -> Tensor:
+    """`x` [..., K] as [M, K] whose rows may lie apart, each in one piece: a part of a wider tensor is not copied."""
+    x = x.reshape(-1, x.shape[-1])
+    return x if x.stride(1) == 1 else x.contiguous()

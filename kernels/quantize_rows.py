@@ -9,9 +9,9 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
-from dirotq_kernels.fp4_quantize import _least_error_ref, power_of_two
-from dirotq_kernels.fp4h_codes import fp4h_values, inverse_of_power, round_to_e4m3
-from dirotq_kernels.launching import ceil_div, power_above, start
+from dirotq_kernels.fp4_quantize import _least_error_ref
+from dirotq_kernels.fp4h_codes import fp4h_values, inverse_of_power, round_to_e4m3, row_scale
+from dirotq_kernels.launching import ceil_div, in_rows, power_above, start
 from dirotq_kernels.operators import fake_of, operator
 from torch import Tensor
 
@@ -32,6 +32,11 @@ def _load(x_ptr, first, width, COLUMNS: tl.constexpr):
 
 
 @triton.jit
+def _flat(x):
+    return tl.reshape(x, (x.shape[1] * 32,))
+
+
+@triton.jit
 def _store(
     codes_ptr, first, width, x, scale, KIND: tl.constexpr, POWER: tl.constexpr, ROUNDS: tl.constexpr
 ):
@@ -47,17 +52,6 @@ def _store(
     places = first + tl.arange(0, 32 * GROUPS)
     codes = tl.reshape(values.to(tl.float8e4nv), (32 * GROUPS,))
     tl.store(codes_ptr + places, codes, mask=places < width)
-
-
-@triton.jit
-def _row_scale(largest, left, top_inverse, POWER: tl.constexpr):
-    """left: zero, but for what is not finite: NaN."""
-    scale = tl.max(tl.reshape(largest, (largest.shape[1] * 32,)), axis=0) * top_inverse
-    scale = tl.where(scale < 2.0**-100, 1.0, scale)
-    scale = power_of_two(scale) if POWER else scale
-    # A maximum leaves NaN out. Of a row that has one nothing must look as if it were finite.
-    bad = tl.max(tl.reshape((left != 0.0).to(tl.int32), (left.shape[1] * 32,)), axis=0) > 0
-    return tl.where(bad, float("nan"), scale)
 
 
 @triton.jit
@@ -80,7 +74,7 @@ def _quantize_rows_kernel(
     codes_ptr += row * width
     if WHOLE:
         x = _load(x_ptr, 0, width, COLUMNS)
-        scale = _row_scale(tl.abs(x), x - x, top_inverse, POWER)
+        scale = row_scale(_flat(tl.abs(x)), _flat(x - x), top_inverse, POWER)
         _store(codes_ptr, 0, width, x, scale, KIND, POWER, ROUNDS)
     else:
         largest = tl.zeros((1, COLUMNS // 32, 32), tl.float32)
@@ -89,7 +83,7 @@ def _quantize_rows_kernel(
             x = _load(x_ptr, first, width, COLUMNS)
             largest = tl.maximum(largest, tl.abs(x))
             left += x - x
-        scale = _row_scale(largest, left, top_inverse, POWER)
+        scale = row_scale(_flat(largest), _flat(left), top_inverse, POWER)
         for first in range(0, width, COLUMNS):
             x = _load(x_ptr, first, width, COLUMNS)
             _store(codes_ptr, first, width, x, scale, KIND, POWER, ROUNDS)
@@ -105,8 +99,7 @@ def cut(width: int) -> tuple[int, int]:
     return min(min(_COLUMNS, key=cost), max(_GROUP, power_above(width))), 1
 
 
-@operator
-def quantize_rows(x: Tensor, kind: str, power: bool = True) -> tuple[Tensor, Tensor]:
+def quantized_rows(x: Tensor, kind: str, power: bool = True) -> tuple[Tensor, Tensor]:
     """Quantize the rows of `x` [..., K] to a [M, K] float8_e4m3fn and scale [M, 1] float32, M the number of rows.
 
     a * scale is bitwise what `quantize(x)` of the format gives, but for the sign of zeros: of FP4H(group=32) for kind
@@ -125,9 +118,7 @@ def quantize_rows(x: Tensor, kind: str, power: bool = True) -> tuple[Tensor, Ten
         raise ValueError(
             f"quantize_rows: fp4h of {width} columns, power={power}, allowed are multiples of 32 with power"
         )
-    x = x.reshape(-1, width)
-    # Rows may lie apart: a part of a wider tensor is not copied.
-    x = x if x.stride(1) == 1 else x.contiguous()
+    x = in_rows(x)
     rows = x.shape[0]
     a = torch.empty((rows, width), dtype=torch.float8_e4m3fn, device=x.device)
     scale = torch.empty((rows, 1), dtype=torch.float32, device=x.device)
@@ -147,6 +138,9 @@ def quantize_rows(x: Tensor, kind: str, power: bool = True) -> tuple[Tensor, Ten
         enable_fp_fusion=False,
     )
     return a, scale
+
+
+quantize_rows = operator(quantized_rows, "quantize_rows")
 
 
 @fake_of(quantize_rows)

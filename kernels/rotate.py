@@ -8,10 +8,11 @@ Bound: the bytes of two reads of x and of one write of four bytes a value.
 from __future__ import annotations
 
 import torch
+from dirotq_kernels.launching import in_rows
 from dirotq_kernels.operators import fake_of, operator
 from dirotq_kernels.rotate_check import check_transform
 from dirotq_kernels.rotate_plan import choose
-from dirotq_kernels.rotate_quantize import in_rows, transform, transform_ref
+from dirotq_kernels.rotate_quantize import transform, transform_ref
 from torch import Tensor
 
 

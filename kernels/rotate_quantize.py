@@ -19,7 +19,7 @@ import torch
 import triton.language as tl
 from dirotq_kernels.fp4_quantize import _least_error_ref
 from dirotq_kernels.fp8_layout import HIGH_SHIFT
-from dirotq_kernels.launching import ceil_div, power_above, start
+from dirotq_kernels.launching import ceil_div, in_rows, power_above, start
 from dirotq_kernels.operators import fake_of, operator
 from dirotq_kernels.rotate_check import TERMS, TOPS, Tensors, check
 from dirotq_kernels.rotate_emit import rotate_kernel
@@ -131,12 +131,6 @@ def transform(
         RANKS=padded,
     )
     _emit(plan, x, reflected, reach, mix, scale, low, KIND=kind, **shared)
-
-
-def in_rows(x: Tensor) -> Tensor:
-    """`x` [..., K] as [M, K] whose rows may lie apart, each in one piece: a part of a wider tensor is not copied."""
-    x = x.reshape(-1, x.shape[-1])
-    return x if x.stride(1) == 1 else x.contiguous()
 
 
 def _project(

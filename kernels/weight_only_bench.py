@@ -58,8 +58,7 @@ def main() -> None:
 
 
 def _weights(n: int, k: int, kind: str) -> list[tuple[Tensor | None, ...]]:
-    first = random_weight(n, k, kind, GROUPS[kind])
-    return [first] + [random_weight(n, k, kind, GROUPS[kind]) for _ in range(2 * _READ // (n * k))]
+    return [random_weight(n, k, kind, GROUPS[kind]) for _ in range(1 + 2 * _READ // (n * k))]
 
 
 def _kernel(
