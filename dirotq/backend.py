@@ -23,6 +23,7 @@ from dirotq.dequantized import (
     factors_of,
     tensors_of,
     unfit_for_decoding,
+    unfit_for_hadamard,
 )
 from dirotq.formats import FP4H, FP8, FP8x2
 from dirotq.linear import QuantInput, QuantLinear
@@ -93,14 +94,13 @@ def _choice(layer: QuantLinear) -> str:
     """What computes this layer by "auto", and why nothing better does."""
     if layer.format is None:
         return "reference: its weight is not quantized"
-    kind = "weight_only" if layer.input.act is None else "fp8"
     device = layer.codes.device
+    if nothing := _unfit_device(device, "dequantized"):
+        return f"reference: {nothing}"
+    kind = "weight_only" if layer.input.act is None else "fp8"
     why = _unfit_weight_only(layer) if kind == "weight_only" else _unfit_fp8(layer)
     why = why or _unfit_device(device, kind)
-    if why is None:
-        return kind
-    nothing = _unfit_device(device, "dequantized")
-    return f"reference: {nothing}" if nothing else f"dequantized: {why}"
+    return f"dequantized: {why}" if why else kind
 
 
 def _unfit_weight_only(layer: QuantLinear) -> str | None:
@@ -118,8 +118,8 @@ def _unfit_fp8(layer: QuantLinear) -> str | None:
         return f"activations in {source.act}, an FP8 product needs {FP4H(group=32)} or FP8 with power=True"
     if source.shift:
         return "a shifted input"
-    if not isinstance(transform, Identity | Compact) and factors_of(transform) is None:
-        return f"a {transform.kind} transform"
+    if not isinstance(transform, Identity | Compact) and (why := unfit_for_hadamard(transform)):
+        return why
     if transform.high and layer.protect != FP8x2(group=None):
         return f"protected coordinates in {layer.protect or 'bfloat16'}, an FP8 product needs fp8x2"
     low, high = transform.low_width, transform.high

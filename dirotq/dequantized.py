@@ -7,8 +7,6 @@ definition, which computes in float32, is several times slower. The two rounding
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -20,9 +18,6 @@ from dirotq.transforms import Compact, Hadamard, Transform
 from dirotq.transforms.paley import construct
 
 _FLOATS = ("nvfp4", "mxfp4", "fp4h")
-# Of `dirotq_kernels.hadamard`.
-_MOST_FACTORS = 3
-_MOST_VALUES = 32768
 
 
 def unfit_for_decoding(fmt: Format, width: int) -> str | None:
@@ -54,12 +49,19 @@ def tensors_of(transform: Compact) -> tuple[Tensor, Tensor | None, Tensor, Tenso
     )
 
 
+def unfit_for_hadamard(transform: Transform) -> str | None:
+    """Why the Hadamard kernel does not compute this transform, or None; Triton is there."""
+    from dirotq_kernels.hadamard import unfit
+
+    if not isinstance(transform, Hadamard):
+        return f"a {transform.kind} transform"
+    why: str | None = unfit(transform.width, list(transform.orders))
+    return why
+
+
 def factors_of(transform: Transform) -> Tensor | None:
     """The matrices of a `Hadamard` as kernels take them, int8, or None where they do not compute it."""
-    if not isinstance(transform, Hadamard) or transform.mixing is not None:
-        return None
-    filled = math.prod(max(16, 1 << (order - 1).bit_length()) for order in transform.orders)
-    if not 1 <= len(transform.orders) <= _MOST_FACTORS or filled > _MOST_VALUES:
+    if not isinstance(transform, Hadamard) or unfit_for_hadamard(transform):
         return None
     matrices = [construct(order).flatten() for order in transform.orders]
     return torch.cat(matrices).to(transform.signs.device)

@@ -33,16 +33,16 @@ def layer_speeds(source: Path) -> str:
         + (", in CUDA graphs" if way == "graph" else ", launched by Python")
         + "; alternatives measured in turn. `:RANK` is with DiRotQ's compact transform and so many protected "
         "coordinates (a share of the width below 1)"
-        + (", `:hadamard` with a randomized Hadamard." if any(map(_rotated, names)) else "."),
+        + (
+            ", `:hadamard` with a randomized Hadamard."
+            if any(name.endswith(":hadamard") for name in names)
+            else "."
+        ),
         *_errors(rows),
         OTHER_GPUS,
     ]
     below += [*_failures(content), "", _origin(content, source)]
     return "\n".join([*lines, "", *_parts(rows, way), *below]) + "\n"
-
-
-def _rotated(name: str) -> bool:
-    return name.endswith(":hadamard")
 
 
 def _parts(rows: Iterable[Row], way: str) -> list[str]:

@@ -27,6 +27,8 @@ from dirotq.transforms import Compact, Hadamard, Identity, Transform
 from experiments.bench.architectures import Architecture
 from experiments.bench.rowwise import FP8RowLinear
 
+_HADAMARD = "hadamard"
+
 
 @dataclass(frozen=True)
 class Precision:
@@ -40,15 +42,13 @@ class Precision:
     name: str
     kind: str
     rank: float = 0.0
-    hadamard: bool = False
 
     @classmethod
     def of(cls, name: str) -> Precision:
         """Raises ValueError for a name that is none."""
         kind, _, rank = name.partition(":")
-        hadamard = rank == "hadamard"
         try:
-            number = float(rank) if rank and not hadamard else 0.0
+            number = float(rank) if rank and rank != _HADAMARD else 0.0
         except ValueError:
             raise ValueError(
                 f"{name}: allowed behind the colon are a number and hadamard"
@@ -56,7 +56,12 @@ class Precision:
         if kind in ("bf16", "fp8", "torchao") and not rank:
             return cls(name, kind)
         bits_named(kind)
-        return cls(name, "quantized", number, hadamard)
+        return cls(name, "quantized", number)
+
+    @property
+    def hadamard(self) -> bool:
+        """Whether inputs are behind a randomized Hadamard transform."""
+        return self.name.endswith(f":{_HADAMARD}")
 
     @property
     def bits(self) -> Bits:
