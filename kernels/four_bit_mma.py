@@ -18,7 +18,7 @@ from torch import Tensor
 
 INPUTS = 16  # rows of the input, a program
 ROWS = 64  # of the weight, a program
-_PROGRAMS = 4 * 132  # on an H100: with fewer, sums are split
+_PROGRAMS = 8 * 132  # on an H100: with fewer, sums are split
 _MOST_PARTS = 8
 
 STEP = 16  # words of a row at a time

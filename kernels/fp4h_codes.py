@@ -33,16 +33,22 @@ def round_to_e4m3(x):
 
 
 @triton.jit
-def row_scale(largest, left, top_inverse, POWER: tl.constexpr):
-    """Scales of rows from their sizes, over the last dimension; 1 where all are tiny, NaN where one is not finite.
+def size_bits(x):
+    """Bits of |x|, int32, which are ordered as sizes are, infinity and NaN above all others."""
+    return x.to(tl.float32).to(tl.int32, bitcast=True) & 0x7FFFFFFF
 
-    left: x - x of the rows, zero of finite numbers: a maximum leaves NaN out.
+
+@triton.jit
+def row_scale(sizes, top_inverse, POWER: tl.constexpr):
+    """Scales of rows, over the last dimension of their `size_bits`: 1 where all are tiny, NaN where one is not finite.
+
+    A maximum of the numbers themselves would leave NaN out.
     """
-    scale = tl.max(largest, axis=-1) * top_inverse
+    largest = tl.max(sizes, axis=-1)
+    scale = largest.to(tl.float32, bitcast=True) * top_inverse
     scale = tl.where(scale < 2.0**-100, 1.0, scale)
     scale = power_of_two(scale) if POWER else scale
-    bad = tl.max((left != 0.0).to(tl.int32), axis=-1) > 0
-    return tl.where(bad, float("nan"), scale)
+    return tl.where(largest < 0x7F800000, scale, float("nan"))
 
 
 @triton.jit

@@ -1,4 +1,4 @@
-"""The randomized Hadamard transform of whole rows, and its quantization to E4M3 numbers, in one pass over memory.
+"""The randomized Hadamard transform of whole rows, and its quantization to E4M3 numbers.
 
 With ±1 signs s and Hadamard matrices H_1 to H_n of at most three orders (`dirotq.transforms.Hadamard`)
 
@@ -16,7 +16,7 @@ import math
 import torch
 import triton
 import triton.language as tl
-from dirotq_kernels.fp4h_codes import fp4h_values, inverse_of_power, round_to_e4m3, row_scale
+from dirotq_kernels.fp4h_codes import inverse_of_power, round_to_e4m3, row_scale, size_bits
 from dirotq_kernels.launching import ceil_div, in_rows, power_above, start
 from dirotq_kernels.operators import fake_of, operator
 from dirotq_kernels.quantize_rows import quantize_rows_ref, quantized_rows
@@ -29,7 +29,6 @@ _MOST_FACTORS = 3
 _LEAST = 16  # of a product of tensor cores
 _VALUES = 8192  # a program
 _MOST_VALUES = 32768
-_GROUP = 32
 
 
 @triton.jit
@@ -64,7 +63,7 @@ def hadamard_kernel(
     stride,  # from a row of x to the next
     norm,
     top_inverse,
-    KIND: tl.constexpr,
+    QUANTIZE: tl.constexpr,  # to E4M3 numbers over a scale a row, else out is float32
     ROUNDS: tl.constexpr,  # a conversion to E4M3 does, as a GPU's, but not the interpreter's
     FIRST: tl.constexpr,
     SECOND: tl.constexpr,
@@ -88,7 +87,8 @@ def hadamard_kernel(
     inside = (rows < num_rows)[:, None] & there[None, :]
     x = tl.load(x_ptr + rows[:, None] * stride + columns[None, :], mask=inside, other=0.0)
     signs = tl.load(signs_ptr + columns, mask=there, other=0)
-    x = x.to(tl.float32) * signs.to(tl.float32)[None, :]
+    flips = (signs.to(tl.int32) & -2147483648)[None, :]
+    x = (x.to(tl.float32).to(tl.int32, bitcast=True) ^ flips).to(tl.float32, bitcast=True)
     y = _times_factor(x, factors_ptr, FIRST, FIRST_PADDED, TERMS, TYPE)
     if SECOND_PADDED > 1:
         factors_ptr += FIRST * FIRST
@@ -97,17 +97,11 @@ def hadamard_kernel(
         factors_ptr += SECOND * SECOND
         y = _times_factor(y, factors_ptr, THIRD, THIRD_PADDED, 3, TYPE)
     y *= norm
-    if KIND != "float":
-        scale = row_scale(tl.abs(y), y - y, top_inverse, True)
+    if QUANTIZE:
+        scale = row_scale(size_bits(y), top_inverse, True)
         tl.store(scale_ptr + rows, scale, mask=rows < num_rows)
-        factor = inverse_of_power(scale)[:, None]
-        if KIND == "fp4h":
-            groups = tl.reshape(y, (ROWS, PADDED // 32, 32))
-            y = tl.reshape(
-                fp4h_values(groups, factor, ROWS, PADDED // 32, EXACT=False), (ROWS, PADDED)
-            )
-        else:
-            y = y * factor if ROUNDS else round_to_e4m3(y * factor)
+        y *= inverse_of_power(scale)[:, None]
+        y = y if ROUNDS else round_to_e4m3(y)
     y = y.to(out_ptr.dtype.element_ty)
     tl.store(out_ptr + rows[:, None] * WIDTH + columns[None, :], y, mask=inside)
 
@@ -145,16 +139,16 @@ def hadamard_quantize(
 ) -> tuple[Tensor, Tensor]:
     """The same, quantized as `quantize_rows` does to fp4h or fp8: a [M, K] float8_e4m3fn and scale [M, 1] float32.
 
-    Groups of fp4h that cross from one factor's row into the next are quantized in a pass of their own.
+    fp4h is a pass of its own: its scales would be sought in registers that the products fill, in twice the time.
     """
     x = _checked(x, signs, factors, orders)
     if kind not in TOPS:
         raise ValueError(f"hadamard_quantize: kind={kind!r}, allowed are {', '.join(TOPS)}")
-    if kind == "fp4h" and orders[-1] % _GROUP:
+    if kind == "fp4h":
         return quantized_rows(_transformed(x, signs, factors, orders), kind)
     a = torch.empty(x.shape, dtype=torch.float8_e4m3fn, device=x.device)
     scale = torch.empty((len(x), 1), dtype=torch.float32, device=x.device)
-    _launch(x, signs, factors, orders, kind, a, scale)
+    _launch(x, signs, factors, orders, a, scale)
     return a, scale
 
 
@@ -167,7 +161,7 @@ def _(x, signs, factors, orders, kind):
 
 def _transformed(x: Tensor, signs: Tensor, factors: Tensor, orders: list[int]) -> Tensor:
     out = torch.empty(x.shape, dtype=torch.float32, device=x.device)
-    _launch(x, signs, factors, orders, "float", out, out)
+    _launch(x, signs, factors, orders, out, None)
     return out
 
 
@@ -176,9 +170,8 @@ def _launch(
     signs: Tensor,
     factors: Tensor,
     orders: list[int],
-    kind: str,
     out: Tensor,
-    scale: Tensor,
+    scale: Tensor | None,
 ) -> None:
     if not len(x):
         return
@@ -190,8 +183,8 @@ def _launch(
         hadamard_kernel,
         (ceil_div(len(x), rows),),
         *(x, signs, factors, out, scale, len(x), x.stride(0)),
-        *(x.shape[1] ** -0.5, 1.0 / TOPS.get(kind, 1.0)),
-        KIND=kind,
+        *(x.shape[1] ** -0.5, 1.0 / TOPS["fp8"]),
+        QUANTIZE=scale is not None,
         ROUNDS=x.is_cuda,
         **dict(zip(("FIRST", "SECOND", "THIRD"), sizes, strict=True)),
         **dict(zip(("FIRST_PADDED", "SECOND_PADDED", "THIRD_PADDED"), padded, strict=True)),

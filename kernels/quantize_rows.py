@@ -1,7 +1,7 @@
 """Quantize rows to E4M3 numbers over one scale a row: the activations of an FP8 product, where nothing is transformed.
 
-A program reads its row for its scale and, from the cache, once more, in tiles that fit the width. Bound: the bytes
-of one read and of one write of a byte a value.
+A program reads its row for its scale and, where that is not kept, from the cache once more. Bound: the bytes of one
+read and of one write of a byte a value.
 """
 
 from __future__ import annotations
@@ -10,7 +10,13 @@ import torch
 import triton
 import triton.language as tl
 from dirotq_kernels.fp4_quantize import _least_error_ref
-from dirotq_kernels.fp4h_codes import fp4h_values, inverse_of_power, round_to_e4m3, row_scale
+from dirotq_kernels.fp4h_codes import (
+    fp4h_values,
+    inverse_of_power,
+    round_to_e4m3,
+    row_scale,
+    size_bits,
+)
 from dirotq_kernels.launching import ceil_div, in_rows, power_above, start
 from dirotq_kernels.operators import fake_of, operator
 from torch import Tensor
@@ -19,8 +25,10 @@ from torch import Tensor
 _TOPS = {"fp4h": 256.0, "fp8": 448.0}
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 _GROUP = 32
-_COLUMNS = (1024, 512, 256, 128)  # of a tile
-_EACH = 40  # columns' worth of time that a tile costs beside its own
+# Columns of a tile, and what one of them takes: of several warps less, as more is being read at a time.
+_COSTS = {128: 14.5, 256: 12.0, 512: 10.0, 1024: 9.1, 2048: 8.4, 4096: 7.7}
+_MOST_COLUMNS = 16384
+_PER_WARP = 1024
 
 
 @triton.jit
@@ -74,29 +82,31 @@ def _quantize_rows_kernel(
     codes_ptr += row * width
     if WHOLE:
         x = _load(x_ptr, 0, width, COLUMNS)
-        scale = row_scale(_flat(tl.abs(x)), _flat(x - x), top_inverse, POWER)
+        scale = row_scale(_flat(size_bits(x)), top_inverse, POWER)
         _store(codes_ptr, 0, width, x, scale, KIND, POWER, ROUNDS)
     else:
-        largest = tl.zeros((1, COLUMNS // 32, 32), tl.float32)
-        left = tl.zeros((1, COLUMNS // 32, 32), tl.float32)
+        sizes = tl.zeros((1, COLUMNS // 32, 32), tl.int32)
         for first in range(0, width, COLUMNS):
             x = _load(x_ptr, first, width, COLUMNS)
-            largest = tl.maximum(largest, tl.abs(x))
-            left += x - x
-        scale = row_scale(_flat(largest), _flat(left), top_inverse, POWER)
+            sizes = tl.maximum(sizes, size_bits(x))
+        scale = row_scale(_flat(sizes), top_inverse, POWER)
         for first in range(0, width, COLUMNS):
             x = _load(x_ptr, first, width, COLUMNS)
             _store(codes_ptr, first, width, x, scale, KIND, POWER, ROUNDS)
     tl.store(scale_ptr + row, scale)
 
 
-def cut(width: int) -> tuple[int, int]:
-    """Columns of a tile, as few as are right for padding and for what a tile costs, and the warps that hold it."""
+def cut(width: int, kind: str) -> tuple[int, int]:
+    """Columns of a tile and the warps that hold it: all, where reading takes the time, as little padding as is right.
 
-    def cost(columns: int) -> int:
-        return ceil_div(width, columns) * (columns + _EACH)
-
-    return min(min(_COLUMNS, key=cost), max(_GROUP, power_above(width))), 1
+    Padding costs as much as other columns where three scales are tried for each group.
+    """
+    columns = max(_GROUP, power_above(width))
+    if kind == "fp4h":
+        best = min(_COSTS, key=lambda tile: ceil_div(width, tile) * tile * _COSTS[tile])
+        columns = min(columns, best)
+    columns = min(columns, _MOST_COLUMNS)
+    return columns, max(1, columns // _PER_WARP)
 
 
 def quantized_rows(x: Tensor, kind: str, power: bool = True) -> tuple[Tensor, Tensor]:
@@ -124,7 +134,7 @@ def quantized_rows(x: Tensor, kind: str, power: bool = True) -> tuple[Tensor, Te
     scale = torch.empty((rows, 1), dtype=torch.float32, device=x.device)
     if not rows:
         return a, scale
-    columns, warps = cut(width)
+    columns, warps = cut(width, kind)
     start(
         _quantize_rows_kernel,
         (rows,),

@@ -29,21 +29,9 @@ def _load_tile(x_ptr, rows, column, stride, low, COLUMNS: tl.constexpr):
 
 
 @triton.jit
-def _reflected(ptr, rows, start, rank, RANKS: tl.constexpr, EVEN: tl.constexpr):
-    """Both terms of RANKS coordinates from `start` on, side by side: [ROWS, 2 RANKS]."""
-    both = tl.arange(0, 2 * RANKS)
-    ranks = start + both % RANKS
-    offsets = rows[:, None] * (2 * rank) + (both // RANKS * rank + ranks)[None, :]
-    if EVEN:
-        return tl.load(ptr + offsets)
-    else:
-        return tl.load(ptr + offsets, mask=(ranks < rank)[None, :], other=0.0)
-
-
-@triton.jit
-def _first(ptr, rows, ranks, rank, EVEN: tl.constexpr):
-    """The first terms alone."""
-    offsets = rows[:, None] * (2 * rank) + ranks[None, :]
+def _reflected(ptr, rows, ranks, rank, TERM: tl.constexpr, EVEN: tl.constexpr):
+    """A term of the coordinates `ranks`, [ROWS, RANKS]."""
+    offsets = rows[:, None] * (2 * rank) + (TERM * rank + ranks)[None, :]
     if EVEN:
         return tl.load(ptr + offsets)
     else:
@@ -137,8 +125,11 @@ def _write(
         if tl.float32 == TYPE:
             # A conversion of the GPU does it, but not the interpreter's.
             values = round_to_e4m3(values)
-    codes = tl.reshape(values.to(tl.float8e4nv), (ROWS, COLUMNS))
-    tl.store(a_ptr + rows[:, None] * (low + 3 * rank) + columns[None, :], codes, mask=inside)
+    # Of three dimensions, as loads of the same shape would be laid out like this store, 16 numbers a thread.
+    codes = tl.reshape(values.to(tl.float8e4nv), (ROWS, 1, COLUMNS))
+    places = rows[:, None, None] * (low + 3 * rank) + columns[None, None, :]
+    inside = (rows < num_rows)[:, None, None] & (columns < low)[None, None, :]
+    tl.store(a_ptr + places, codes, mask=inside)
 
 
 @triton.jit
@@ -160,7 +151,6 @@ def rotate_kernel(
     COLUMNS: tl.constexpr,
     ROWS: tl.constexpr,
     ACROSS: tl.constexpr,
-    AHEAD: tl.constexpr,  # x is read a tile ahead, where ACROSS
     RANKS: tl.constexpr,
     WHOLE: tl.constexpr,  # RANKS is not below the rank
     EVEN: tl.constexpr,  # RANKS divides the rank
@@ -171,26 +161,22 @@ def rotate_kernel(
 ):
     """Low codes of a tile of rows in several tiles of columns (ACROSS), or the other way round."""
     ranks = tl.arange(0, RANKS)
-    both = tl.arange(0, 2 * RANKS) % RANKS
     row = tl.program_id(0) * ROWS
     column = tl.program_id(0) * COLUMNS
     rows = _row_indices(row, num_rows, ROWS)
     if ACROSS:
         num_tiles = tl.cdiv(width - rank, COLUMNS)
-        reflected = _reflected(reflected_ptr, rows, 0, rank, RANKS, EVEN).to(HALF)
+        first = _reflected(reflected_ptr, rows, ranks, rank, 0, EVEN).to(HALF)
+        second = _reflected(reflected_ptr, rows, ranks, rank, 1, EVEN).to(HALF)
         written = _ordered(row, ROWS)
         inverse = _inverse_scales(scale_ptr, written, num_rows, KIND)
         if PARTS == 1:
             reach = tl.load(reach_ptr + rows)[:, None]
-        else:
-            first = _first(reflected_ptr, rows, ranks, rank, EVEN).to(HALF)
     else:
         num_tiles = tl.cdiv(num_rows, ROWS)
         hadamard = _hadamard(mix_ptr, column, rank, COLUMNS, PARTS).to(TYPE)
     start = tl.program_id(1) * tiles
     end = tl.minimum(start + tiles, num_tiles)
-    if AHEAD:
-        x = _load_tile(x_ptr, rows, start * COLUMNS, stride, width - rank, COLUMNS)
     for tile in range(start, end):
         if ACROSS:
             column = tile * COLUMNS
@@ -202,27 +188,22 @@ def rotate_kernel(
             inverse = _inverse_scales(scale_ptr, written, num_rows, KIND)
             if PARTS == 1:
                 reach = tl.load(reach_ptr + rows)[:, None]
-        if not AHEAD:
-            x = _load_tile(x_ptr, rows, column, stride, width - rank, COLUMNS)
+        x = _load_tile(x_ptr, rows, column, stride, width - rank, COLUMNS)
         sums = tl.zeros((ROWS, COLUMNS), tl.float32)
         for part in range(0, 1 if WHOLE else rank, RANKS):
-            place = (folded_ptr, column, part + both, rank)
+            place = (folded_ptr, column, part + ranks, rank)
             folded = _folded(*place, 0, COLUMNS, PARTS, EVEN).to(HALF)
             if not (ACROSS and WHOLE):
-                reflected = _reflected(reflected_ptr, rows, part, rank, RANKS, EVEN).to(HALF)
-            sums = tl.dot(reflected, folded, sums)
+                place_left = (reflected_ptr, rows, part + ranks, rank)
+                first = _reflected(*place_left, 0, EVEN).to(HALF)
+                second = _reflected(*place_left, 1, EVEN).to(HALF)
+            sums = tl.dot(first, folded, sums)
+            sums = tl.dot(second, folded, sums)
             if PARTS == 2:
-                place = (folded_ptr, column, part + ranks, rank)
                 rest = _folded(*place, 1, COLUMNS, PARTS, EVEN).to(HALF)
-                if not (ACROSS and WHOLE):
-                    first = _first(reflected_ptr, rows, part + ranks, rank, EVEN).to(HALF)
                 sums = tl.dot(first, rest, sums)
         if PARTS == 1:
             sums *= reach
         sums = product(sums, x, hadamard, TERMS, TYPE)
-        if AHEAD:
-            # Not before the products, whose fences wait for what is being loaded.
-            after = tl.minimum(tile + 1, end - 1) * COLUMNS
-            x = _load_tile(x_ptr, rows, after, stride, width - rank, COLUMNS)
         target = (inverse, a_ptr, written, column, num_rows, width, rank)
         _write(sums, *target, KIND, BLOCK, COLUMNS, ROWS, TYPE)

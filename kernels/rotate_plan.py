@@ -13,8 +13,8 @@ from dirotq_kernels.launching import ceil_div
 class Plan:
     """Block shapes of the two large kernels, of which `rotate_quantize_bench` times several.
 
-    across: a program walks along the columns of its rows, else down the rows of its columns. ahead: along columns, x is
-    read a tile ahead. registers: most of a thread. resident: programs that a multiprocessor then holds at a time.
+    across: a program walks along the columns of its rows, else down the rows of its columns. registers: most of a
+    thread. resident: programs a multiprocessor, those that it holds at a time or, so that they end evenly, more.
     """
 
     project_rows: int = 128
@@ -25,14 +25,13 @@ class Plan:
     rows: int = 64
     columns: int = 64
     across: bool = False
-    ahead: bool = False
     warps: int = 4
     stages: int = 1
     resident: int = 4
     registers: int = 128
 
 
-_ACROSS = Plan(across=True)
+_ACROSS = Plan(across=True, resident=8)
 _DOWN = Plan()
 _WIDE = Plan(columns=128, resident=2, registers=255)
 
@@ -42,7 +41,7 @@ def choose(block: int, rank: int) -> Plan:
     if block > _DOWN.columns:
         return _WIDE
     # Beyond, what its rows reflect fills the shared memory.
-    return _ACROSS if rank <= 64 else _DOWN
+    return _ACROSS if rank <= 128 else _DOWN
 
 
 @lru_cache(maxsize=256)

@@ -192,7 +192,6 @@ def _emit(
         *(x, reflected, reach, mix, folded, scale, a, rows, width, x.stride(0), rank, tiles),
         ROWS=plan.rows,
         ACROSS=plan.across,
-        AHEAD=plan.across and plan.ahead,
         RANKS=ranks,
         WHOLE=whole,
         EVEN=rank % ranks == 0,

@@ -43,12 +43,21 @@ def test_codes_are_the_formats(rows: int, width: int, kind: str, power: bool) ->
 
 
 @pytest.mark.parametrize(
-    ("width", "columns"),
-    # Of larger ones a quarter and more would be padding; of smaller ones there would be too many.
-    [(3072, 1024), (1152, 256), (4608, 512), (2240, 256), (12288, 1024), (32, 32), (48, 64)],
+    ("kind", "width", "tile"),
+    [
+        ("fp4h", 3072, (1024, 1)),  # of larger ones a quarter would be padding
+        ("fp4h", 1152, (256, 1)),
+        ("fp4h", 5632, (2048, 2)),
+        ("fp4h", 12288, (4096, 4)),
+        ("fp4h", 48, (64, 1)),
+        ("fp8", 3072, (4096, 4)),
+        ("fp8", 12288, (16384, 16)),
+        ("fp8", 1 << 20, (16384, 16)),
+        ("fp8", 20, (32, 1)),
+    ],
 )
-def test_tiles_fit_the_width(width: int, columns: int) -> None:
-    assert cut(width) == (columns, 1)
+def test_tiles_fit_the_width(kind: str, width: int, tile: tuple[int, int]) -> None:
+    assert cut(width, kind) == tile
 
 
 @every_format
@@ -56,7 +65,7 @@ def test_tiles_fit_the_width(width: int, columns: int) -> None:
 def test_tiles_of_several_warps(
     tile: tuple[int, int], kind: str, power: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "cut", lambda _: tile)
+    monkeypatch.setattr(module, "cut", lambda *_: tile)
     check(draw(3, 2240, seed=2) * 3, kind, power)
 
 
@@ -70,7 +79,7 @@ def test_every_finite_bit_pattern_within_a_window_of_exponents(kind: str, power:
 def test_rows_that_are_not_finite_have_no_scale_and_others_theirs(
     tile: tuple[int, int], kind: str, power: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "cut", lambda _: tile)
+    monkeypatch.setattr(module, "cut", lambda *_: tile)
     x = draw(4, 96, seed=3)
     x[0, 70], x[1, 3], x[3, 95] = float("nan"), float("inf"), float("-inf")
     for _, scale in (

@@ -109,9 +109,8 @@ def test_codes_are_the_formats(shape: tuple[int, int, int, int, int], kind: str)
             rows=128, warps=8, columns=64, across=True, stages=2, project_rows=64, project_warps=4
         ),
         Plan(columns=128, across=True, registers=255, project_depth=128, project_stages=2),
-        Plan(across=True, ahead=True),
     ],
-    ids=["down", "across", "wide", "ahead"],
+    ids=["down", "across", "wide"],
 )
 def test_every_plan_computes_the_same(plan: Plan) -> None:
     x = draw64(70, 176, seed=7)
