@@ -31,7 +31,7 @@ class Plan:
     registers: int = 128
 
 
-_ACROSS = Plan(across=True, resident=8)
+_ACROSS = Plan(across=True, stages=2, resident=6, registers=168)
 _DOWN = Plan()
 _WIDE = Plan(columns=128, resident=2, registers=255)
 

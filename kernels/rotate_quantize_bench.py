@@ -33,8 +33,8 @@ PROJECT = [
 DOWN = {"across": False, "rows": 64, "warps": 4}
 ACROSS = {"across": True, "rows": 128, "warps": 8}
 EMIT = [
-    {"across": True, "resident": 3, "registers": 168},
-    {"across": True, "resident": 4, "registers": 128},
+    {"across": True, "stages": 1, "resident": 8, "registers": 128},
+    {"across": True, "stages": 3, "resident": 4, "registers": 255},
     {**ACROSS, "stages": 2, "resident": 2, "registers": 128},
     {**ACROSS, "stages": 1, "resident": 2, "registers": 128},
     {**DOWN, "stages": 1, "resident": 4, "registers": 128},
