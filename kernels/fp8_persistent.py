@@ -1,7 +1,8 @@
 """The product of two FP8 operands with a scale for each row of both, by a persistent Triton kernel.
 
 As many programs as multiprocessors take tile after tile, and read operands by the tensor memory accelerator, ahead of
-the product. `fp8_persistent_bench` compares it with `torch._scaled_mm`, which `fp8_linear` takes.
+the product. Nothing uses it: `torch._scaled_mm`, which `fp8_linear` takes, was quicker at every shape that
+`fp8_persistent_bench` compares them at, on an H100, by 2 to 11 %.
 """
 
 from __future__ import annotations

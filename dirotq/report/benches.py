@@ -47,20 +47,27 @@ def layer_speeds(source: Path) -> str:
 
 def _parts(rows: Iterable[Row], way: str) -> list[str]:
     """A table of the passes, empty without any."""
-    found = [(row, name, its) for row in rows for name, its in row["parts"].items() if len(its) > 1]
+    # bf16, too: launched by Python it can be quicker than in a graph.
+    found = [
+        (row, layer, row["parts"].get(layer["layer"], {}))
+        for row in rows
+        for layer in row["layers"]
+        if len(row["parts"].get(layer["layer"], ())) > 1
+        or (layer["layer"] == "bf16" and any(len(its) > 1 for its in row["parts"].values()))
+    ]
     passes = list(dict.fromkeys(part for _, _, its in found for part in its))
     if not found:
         return []
     lines = _head(["M x K x N", "layer", *passes, "whole", "by Python", "bound"])
-    for row, name, its in found:
-        (layer,) = (one for one in row["layers"] if one["layer"] == name)
+    for row, layer, its in found:
         cells = [_ms(its[part]["median_ms"]) if part in its else "-" for part in passes]
         bound = "-" if layer["bound_ms"] is None else _ms(layer["bound_ms"])
         whole = [_ms(layer[key]["median_ms"]) for key in (way, "eager")]
-        lines.append(_line([_shape(row), f"`{name}`", *cells, *whole, bound]))
+        lines.append(_line([_shape(row), f"`{layer['layer']}`", *cells, *whole, bound]))
     note = (
         "Milliseconds: each pass alone, the layer whole, and launched by Python one call after the other. Bound: bytes "
-        "of the passes beside the product at the speed of a copy, and the product at the best rate measured."
+        "of the passes beside the product at the speed of a copy, and the product at the best rate measured, which "
+        "other shapes can pass."
     )
     return [*lines, "", note, ""]
 
@@ -78,9 +85,9 @@ def _errors(rows: Iterable[Row]) -> list[str]:
 
 
 def model_speeds(source: Path) -> str:
-    """A row for each precision and way to run it."""
+    """A row for each precision and way to run it, by the size and number of images, the largest and fewest first."""
     content = _read(source)
-    rows = _measured(content)
+    rows = sorted(_measured(content), key=lambda row: (-row["size"], row["batch"]))
     base = {
         (row["run"], row["size"], row["batch"]): row for row in rows if row["precision"] == "bf16"
     }

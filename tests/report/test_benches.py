@@ -71,6 +71,9 @@ def test_layers(tmp_path: Path) -> None:
         "| M x K x N | layer | rotate_quantize | unpack_e4m3 | fp8_linear | whole | by Python | bound |"
     )
     assert lines[passes + 2] == (
+        "| 4608 x 3072 x 9216 | `bf16` | - | - | - | 0.366 | 0.370 | 0.200 |"
+    )
+    assert lines[passes + 3] == (
         "| 4608 x 3072 x 9216 | `w4a4_fp4h:64` | 0.0300 | 0.0200 | 0.190 | 0.250 | 0.400 | 0.200 |"
     )
     text = "\n".join(lines)
@@ -112,6 +115,18 @@ def test_models(tmp_path: Path) -> None:
     text = "\n".join(lines)
     assert "Not measured: `torchao eager 1024 b1`: ModuleNotFoundError" in text
     assert "`fp8 eager 1024 b1`: budget_seconds=540 are over." in text
+
+
+def test_models_by_the_images_of_a_call(tmp_path: Path) -> None:
+    rows = [
+        forward(precision, "eager", 100.0, size=size, batch=batch)
+        for precision in ("bf16", "torchao")
+        for size, batch in [(512, 1), (1024, 2), (1024, 1)]
+    ]
+    lines = made(tmp_path, "bench_model", "flux", rows)
+    found = [tuple(line.split(" | ")[0:3:2]) for line in lines[2:8]]
+    places = ["1024, 1", "1024, 2", "512, 1"]
+    assert found == [(f"| `{name}`", place) for place in places for name in ("bf16", "torchao")]
 
 
 def test_offloading(tmp_path: Path) -> None:
