@@ -28,16 +28,12 @@ def layer_speeds(source: Path) -> str:
         found = {layer["layer"]: layer for layer in row["layers"]}
         cells = [_speed(found.get(name), way) for name in names]
         lines.append(_line([_shape(row), *cells]))
+    rotated = ", `:hadamard` with a randomized Hadamard" if ":hadamard" in "".join(names) else ""
     below = [
         "Milliseconds a call and speed against bf16"
         + (", in CUDA graphs" if way == "graph" else ", launched by Python")
         + "; alternatives measured in turn. `:RANK` is with DiRotQ's compact transform and so many protected "
-        "coordinates (a share of the width below 1)"
-        + (
-            ", `:hadamard` with a randomized Hadamard."
-            if any(name.endswith(":hadamard") for name in names)
-            else "."
-        ),
+        f"coordinates (a share of the width below 1){rotated}.",
         *_errors(rows),
         OTHER_GPUS,
     ]
@@ -242,8 +238,10 @@ def _origin(content: Row, source: Path) -> str:
         for name in ("torch", "triton", "diffusers", "torchao")
         if env["versions"].get(name)
     )
+    # Of rows before a file was continued, then its own.
+    commits = dict.fromkeys(str(of.get("git") or env["git"]) for of in [*content["rows"], env])
     return (
-        f"{env['device']}, {versions}, commit {env['git']}, {content['weights']} weights "
+        f"{env['device']}, {versions}, commit {' and '.join(commits)}, {content['weights']} weights "
         f"(`experiments/results/{_place(source)}`: `{content['command']}`)."
     )
 

@@ -39,7 +39,8 @@ def made(tmp_path: Path, block: str, name: str, rows: list[Any], **more: Any) ->
     lines = found.splitlines()
     assert lines[-1] == "rest"
     origin = next(line for line in lines if line.startswith("NVIDIA H100 80GB HBM3, torch 2.11.0"))
-    assert "commit 0123456789ab, random weights" in origin
+    assert "commit 0123456789ab" in origin
+    assert ", random weights (`" in origin
     assert "torchao" not in origin
     return lines[2:-2]
 
@@ -123,7 +124,9 @@ def test_models_by_the_images_of_a_call(tmp_path: Path) -> None:
         for precision in ("bf16", "torchao")
         for size, batch in [(512, 1), (1024, 2), (1024, 1)]
     ]
+    rows[1]["git"] = rows[2]["git"] = "ba9876543210"  # a file that was continued
     lines = made(tmp_path, "bench_model", "flux", rows)
+    assert "commit 0123456789ab and ba9876543210, random" in lines[-1]
     found = [tuple(line.split(" | ")[0:3:2]) for line in lines[2:8]]
     places = ["1024, 1", "1024, 2", "512, 1"]
     assert found == [(f"| `{name}`", place) for place in places for name in ("bf16", "torchao")]
