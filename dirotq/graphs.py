@@ -81,16 +81,27 @@ def refuse(model: nn.Module, what: str) -> None:
 def record(run: Callable[[], Any], device: torch.device) -> tuple[Callable[[], None], Any]:
     """A replay of what `run` does on a GPU, and what it returned: tensors that each replay writes anew."""
     with torch.cuda.device(device):
+        _free_workspaces()
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(_WARM_UP):
                 run()
         torch.cuda.current_stream().wait_stream(stream)
+        _free_workspaces()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             outputs = run()
+        _free_workspaces()
     return graph.replay, outputs
+
+
+def _free_workspaces() -> None:
+    """Give back what cuBLAS works in, which PyTorch keeps for every stream that it ever ran on: 32 MiB each on an H100.
+
+    What was allocated while a graph was recorded stays the graph's own.
+    """
+    torch._C._cuda_clearCublasWorkspaces()
 
 
 @dataclass(frozen=True)

@@ -88,6 +88,17 @@ def test_python_is_left_out(model: Model) -> None:
     assert model.forwards == forwards
 
 
+@pytest.mark.skipif(not ON_GPU, reason="of a real graph")
+def test_graphs_leave_no_workspaces_behind(model: Model) -> None:
+    dirotq.capture(model, most=9)
+    model(inputs(1)[0])
+    before = torch.cuda.memory_allocated()
+    for rows in range(4, 9):
+        model(inputs(1, rows)[0])
+    # Each keeps its arguments and results; a workspace is 8 MiB at the least.
+    assert torch.cuda.memory_allocated() - before < 2**20
+
+
 def test_another_shape_dtype_or_value_is_another_graph(model: Model) -> None:
     dirotq.capture(model, most=9)
     x, bias = inputs(1)[0], inputs(1)[0]
