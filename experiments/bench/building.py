@@ -266,8 +266,17 @@ def stored_bytes(module: nn.Module) -> int:
 
 
 def _tensors(module: nn.Module) -> Iterator[Tensor]:
-    yield from module.parameters()
-    yield from module.buffers()
+    for tensor in [*module.parameters(), *module.buffers()]:
+        yield from _inner(tensor)
+
+
+def _inner(tensor: Tensor) -> Iterator[Tensor]:
+    """What a tensor subclass, as torchao's, is made of: it has no memory of its own."""
+    if not hasattr(tensor, "__tensor_flatten__"):
+        yield tensor
+        return
+    for name in tensor.__tensor_flatten__()[0]:
+        yield from _inner(getattr(tensor, name))
 
 
 def collect_garbage(device: torch.device) -> int:

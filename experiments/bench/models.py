@@ -115,14 +115,12 @@ class Loaded:
 
     @classmethod
     def of(cls, architecture: Architecture, precision: str, source: Source) -> Loaded:
-        """Build a model; nothing else is to be on the device."""
-        before = collect_garbage(source.device)
+        """Build a model."""
         start = time.monotonic()
         model, by = model_of(architecture, Precision.of(precision), source)
-        # A tensor subclass does not say what it stores.
-        allocated = collect_garbage(source.device) - before
+        collect_garbage(source.device)
         facts = {
-            "weight_bytes": allocated or stored_bytes(model),
+            "weight_bytes": stored_bytes(model),
             "linears": dict(Counter(by.values())),
             "build_seconds": round(time.monotonic() - start, 2),
         }

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.testing._internal.two_tensor import TwoTensor
 
 from dirotq.backend import FP8Linear
 from dirotq.calibrate import trace_inputs
@@ -141,6 +142,14 @@ def test_a_model_is_built_quantized(name: str, simulated: None) -> None:
         output = model(**architecture.batch(2, 64, CPU, torch.bfloat16))[0]
     assert output.isfinite().all()
     assert building.stored_bytes(model) < sum(2 * v.numel() for v in original.state_dict().values())
+
+
+def test_what_subclasses_store_is_counted() -> None:
+    module = torch.nn.Linear(4, 3, bias=False)
+    parts = TwoTensor(torch.zeros(3, 4), torch.zeros(3, 4))
+    module.weight = torch.nn.Parameter(parts, requires_grad=False)
+    module.register_buffer("same", parts.a)
+    assert building.stored_bytes(module) == 2 * 12 * 4
 
 
 def test_compiled_blocks_share_a_graph(kernels: None) -> None:
