@@ -1,8 +1,9 @@
 """Images by kernels beside those of the simulated model: python -m experiments.kernel_images OUT.json [--set ...]
 
-One checkpoint, the same prompts and seeds, drawn by the simulated layers, by them in batches of another size, and by
-kernels in CUDA graphs. The second is the noise floor: what a different order of summation alone does to the images. GPU
-only.
+One checkpoint, the same prompts and seeds, drawn by the simulated layers, by them with their transforms in float64, and
+by kernels in CUDA graphs. The second is the noise floor: what rounding in float32 sums, which their order decides, does
+to images through the few codes that it moves, in every layer. Batches of another size are no floor: whether another
+order comes with them is the matrix library's choice. GPU only.
 """
 
 from __future__ import annotations
@@ -11,12 +12,12 @@ import argparse
 import shlex
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dirotq.atomic import atomic_write_json
 from dirotq.backend import set_backend
@@ -25,11 +26,13 @@ from dirotq.graphs import capture
 from dirotq.lab.drawing import Drawer
 from dirotq.lab.results import environment
 from dirotq.lab.stages import Stages
+from dirotq.linear import QuantInput
 from dirotq.metrics.fidelity import capped, psnr
 from dirotq.metrics.statistics import Estimate, bootstrap_mean, distinguishable, paired_difference
+from dirotq.prompts import Prompt
+from dirotq.transforms import Transform
 
 _SETTINGS = ("bits=w4a4_fp4h", "protect=fp8x2", "eval=standard")
-_OTHER_BATCH = 24
 
 
 def main() -> None:
@@ -38,41 +41,83 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--set", nargs="*", default=[], dest="settings", help="overrides")
     parser.add_argument("--commit", help="of the source, on a machine without its checkout")
+    parser.add_argument("--draws", type=_positive, default=1, help="images a prompt, averaged")
     arguments = parser.parse_args()
     known = {"git": arguments.commit} if arguments.commit else {}
     stages = Stages(build_job(compose_config([*_SETTINGS, *arguments.settings])))
+    prompts, stages.prompts = stages.prompts, redrawn(stages.prompts, arguments.draws)
     checkpoint, report = stages.quantized()
     reference = stages.reference_images()
-    batch = stages.job.eval.batch
-    simulated, _ = _draw(stages, checkpoint, "reference", batch)
-    again, _ = _draw(stages, checkpoint, "reference", _OTHER_BATCH)
-    kernels, chosen = _draw(stages, checkpoint, "auto", batch)
+    simulated, _ = _draw(stages, checkpoint, "reference")
+    floor, _ = _draw(stages, checkpoint, "reference", exact=True)
+    kernels, chosen = _draw(stages, checkpoint, "auto")
     content = {
         "what": "images of one checkpoint by kernels and by the simulated layers; trained weights",
-        "command": _command(arguments.settings),
+        "command": _command(arguments),
         "env": environment(stages.device) | known,
         "recipe": stages.job.recipe.to_dict(),
         "effective_bits": {"weight": report.weight_bits, "activation": report.act_bits},
-        "prompts": {"set": stages.job.eval.prompt_set, "n": len(stages.prompts)},
+        "prompts": {
+            "set": stages.job.eval.prompt_set,
+            "n": len(prompts),
+            "draws": arguments.draws,
+        },
         "backend": dict(Counter(text.partition(":")[0] for text in chosen.values())),
-        **_compared(reference, simulated, again, kernels),
+        **compared(reference, simulated, floor, kernels, len(prompts)),
     }
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     atomic_write_json(arguments.out, content)
 
 
-def _command(settings: Sequence[str]) -> str:
-    kept = [setting for setting in settings if not setting.startswith("runtime.cache=")]
+def _positive(text: str) -> int:
+    if not text.isdigit() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text}, allowed are whole numbers from 1 on")
+    return int(text)
+
+
+def _command(arguments: argparse.Namespace) -> str:
+    kept = [setting for setting in arguments.settings if not setting.startswith("runtime.cache=")]
     words = ["python", "-m", "experiments.kernel_images", "OUT.json"]
+    words += ["--draws", str(arguments.draws)] if arguments.draws > 1 else []
     return shlex.join([*words, *(["--set", *kept] if kept else [])])
 
 
+def redrawn(prompts: Sequence[Prompt], draws: int) -> list[Prompt]:
+    """All prompts, then all of them again under ids, and so noises, of their own: `draws` times in all."""
+    others = [replace(p, id=f"{p.id}/{draw}") for draw in range(1, draws) for p in prompts]
+    return [*prompts, *others]
+
+
+class _Exact(Transform):
+    """A transform that sums in float64 and rounds once, to float32."""
+
+    def __init__(self, transform: Transform) -> None:
+        super().__init__(transform.width, transform.high)
+        self.transform = transform
+
+    def online(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        low, high = self.transform.online(x.double())
+        return low.float(), None if high is None else high.float()
+
+    def fold(self, weight: Tensor) -> tuple[Tensor, Tensor | None]:
+        return self.transform.fold(weight)
+
+
+def use_exact_transforms(model: nn.Module) -> None:
+    """Let simulated layers transform their inputs in float64. In place."""
+    for module in list(model.modules()):
+        if isinstance(module, QuantInput):
+            module.transform = _Exact(module.transform)
+
+
 def _draw(
-    stages: Stages, checkpoint: Path, backend: str, batch: int
+    stages: Stages, checkpoint: Path, backend: str, *, exact: bool = False
 ) -> tuple[Tensor, dict[str, str]]:
     """Images uint8 [B, H, W, 3], and what computed each layer. Raises ValueError when an image is broken."""
     model = stages.pipeline.load_transformer(checkpoint)
     chosen = set_backend(model, backend)
+    if exact:
+        use_exact_transforms(model)
     if backend != "reference":
         capture(model)
     drawer = Drawer(
@@ -82,47 +127,46 @@ def _draw(
         transformer=lambda: model,
         depends=dict,  # of a key, and none is asked for
     )
-    images = drawer.draw(stages.prompts, batch, reference=stages.reference_images())
+    images = drawer.draw(stages.prompts, stages.job.eval.batch, reference=stages.reference_images())
     return images, chosen
 
 
-def _compared(
-    reference: Tensor, simulated: Tensor, again: Tensor, kernels: Tensor
+def compared(
+    reference: Tensor, simulated: Tensor, floor: Tensor, kernels: Tensor, prompts: int
 ) -> dict[str, Any]:
-    """PSNR in dB: of both to the 16-bit images and their paired difference; to each other, beside the floor's."""
-    ours, theirs = _psnr(kernels, reference), _psnr(simulated, reference)
-    floor = _psnr(again, reference)
-    difference, noise = (paired_difference(one, theirs, seed=0) for one in (ours, floor))
-    beyond = paired_difference(ours, floor, seed=0)
+    """PSNR in dB, averaged over the draws of a prompt: of all to the 16-bit images, with paired differences; to the
+    simulated ones. All images uint8 [draws * prompts, H, W, 3], as `redrawn` orders them."""
+
+    def values(a: Tensor, b: Tensor) -> Any:
+        return capped(psnr(a, b)).reshape(-1, prompts).mean(0).numpy()
+
+    def minus(a: Any, b: Any) -> dict[str, Any]:
+        difference = paired_difference(a, b, seed=0)
+        return _shown(difference) | {"distinguishable": distinguishable(difference)}
+
+    ours, theirs, noise = (values(images, reference) for images in (kernels, simulated, floor))
     return {
         "psnr_to_16_bit": {
             "simulated": _shown(bootstrap_mean(theirs, seed=0)),
+            "floor": _shown(bootstrap_mean(noise, seed=0)),
             "kernels": _shown(bootstrap_mean(ours, seed=0)),
-            "kernels_minus_simulated": _shown(difference) | _told(difference),
-            "floor_minus_simulated": _shown(noise) | _told(noise),
-            "kernels_minus_floor": _shown(beyond) | _told(beyond),
+            "floor_minus_simulated": minus(noise, theirs),
+            "kernels_minus_simulated": minus(ours, theirs),
+            "kernels_minus_floor": minus(ours, noise),
         },
         "psnr_to_simulated": {
-            "kernels": _shown(bootstrap_mean(_psnr(kernels, simulated), seed=0)),
-            "floor": _shown(bootstrap_mean(_psnr(again, simulated), seed=0)),
+            "floor": _shown(bootstrap_mean(values(floor, simulated), seed=0)),
+            "kernels": _shown(bootstrap_mean(values(kernels, simulated), seed=0)),
         },
         "bitwise_equal_to_simulated": {
+            "floor": int((floor == simulated).flatten(1).all(1).sum()),
             "kernels": int((kernels == simulated).flatten(1).all(1).sum()),
-            "floor": int((again == simulated).flatten(1).all(1).sum()),
         },
     }
 
 
-def _psnr(a: Tensor, b: Tensor) -> Any:
-    return capped(psnr(a, b)).numpy()
-
-
 def _shown(estimate: Estimate) -> dict[str, Any]:
     return asdict(estimate)
-
-
-def _told(estimate: Estimate) -> dict[str, bool]:
-    return {"distinguishable": distinguishable(estimate)}
 
 
 if __name__ == "__main__":

@@ -171,7 +171,7 @@ BLOCKS = (
         partial(_rows, order="psnr", metrics=("psnr", "ssim", "emoji_perceptual")),
     ),
     Block("bits", "bits", partial(_rows, order="psnr", metrics=_METRICS)),
-    Block("kernel_images", "kernels/images.json", kernel_images),
+    Block("kernel_images", "kernels", kernel_images),
     Block("bench_layers", "bench/layer_flux.json", benches.layer_speeds),
     Block("bench_layers_pixart", "bench/layer_pixart.json", benches.layer_speeds),
     Block("bench_layers_sana", "bench/layer_sana.json", benches.layer_speeds),

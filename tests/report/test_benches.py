@@ -189,10 +189,11 @@ def test_images_by_kernels(tmp_path: Path) -> None:
         "command": "python -m experiments.kernel_images OUT.json",
         "env": ENV,
         "recipe": {"method": {"name": "dirotq"}, "bits": "w4a4_fp4h"},
-        "prompts": {"set": "standard", "n": 4},
+        "prompts": {"set": "standard", "n": 4, "draws": 1},
         "backend": {"fp8": 3, "weight_only": 1},
         "psnr_to_16_bit": {
             "simulated": estimate(30.0),
+            "floor": estimate(30.125),
             "kernels": estimate(29.0),
             "kernels_minus_simulated": estimate(-1.0),
             "floor_minus_simulated": estimate(0.125, False),
@@ -200,14 +201,24 @@ def test_images_by_kernels(tmp_path: Path) -> None:
         },
         "psnr_to_simulated": {"kernels": estimate(35.0), "floor": estimate(37.0)},
     }
-    path = tmp_path / RESULTS / "kernels" / "images.json"
-    path.parent.mkdir(parents=True)
-    path.write_text(json.dumps(content))
+    folder = tmp_path / RESULTS / "kernels"
+    folder.mkdir(parents=True)
+    (folder / "hadamard.json").write_text("{}")
     text = "<!-- kernel_images: begin -->\n<!-- kernel_images: end -->\n"
+    with pytest.raises(ValueError, match="README block kernel_images: no images"):
+        refreshed(text, tmp_path)
+    (folder / "images.json").write_text(json.dumps(content))
+    content["prompts"] = {"set": "full", "n": 1000, "draws": 3}
+    (folder / "images_full.json").write_text(json.dumps(content))
     lines = refreshed(text, tmp_path).splitlines()
-    assert lines[4:6] == [
-        "| simulated, in other batches | - | +0.12 [-0.38, +0.38] (not distinguishable) | 37.00 [36.50, 37.25] |",
-        "| kernels | 29.00 [28.50, 29.25] | -1.00 [-1.50, -0.75] | 35.00 [34.50, 35.25] |",
+    assert lines[3:6] == [
+        "| 4 | simulated | 30.00 [29.50, 30.25] | - | - | - |",
+        "| 4 | simulated, float64 | 30.12 [29.62, 30.38] | +0.12 [-0.38, +0.38] (not distinguishable) | - | "
+        "37.00 [36.50, 37.25] |",
+        "| 4 | kernels | 29.00 [28.50, 29.25] | -1.00 [-1.50, -0.75] | -1.12 [-1.62, -0.88] | 35.00 [34.50, 35.25] |",
     ]
-    assert "Kernels minus the floor: -1.12 [-1.62, -0.88]." in lines[7]
-    assert "4 layers (fp8, weight_only)" in lines[9]
+    assert [line.split(" | ")[0] for line in lines[6:9]] == 3 * ["| 1,000 x 3"]
+    assert "4 layers (fp8, weight_only)" in lines[12]
+    assert "N = 4 prompts, prompt set standard" in lines[12]
+    assert "N = 1000 prompts x 3 noises, averaged, prompt set full" in lines[14]
+    assert "kernels/images_full.json" in lines[14]
