@@ -106,6 +106,10 @@ def _changes(plan: Plan, default: Plan) -> dict[str, Any]:
     return {key: value for key, value in asdict(plan).items() if value != before[key]}
 
 
+def _order(plan: dict[str, Any]) -> float:
+    return plan["us"] if isinstance(plan["us"], float) else float("inf")
+
+
 def main() -> None:
     """Write the document, and print each shape's plans, the quickest first."""
     speed = copy_speed()
@@ -114,7 +118,7 @@ def main() -> None:
         row = time_shape(*shape, speed)
         rows.append(row)
         print({key: value for key, value in row.items() if key != "plans"})  # noqa: T201
-        for plan in sorted(row["plans"], key=lambda plan: str(plan["us"]).zfill(12)):
+        for plan in sorted(row["plans"], key=_order):
             print("   ", plan)  # noqa: T201
     write(
         "rotate_quantize of bfloat16, medians in a CUDA graph over inputs that do not fit the cache",
