@@ -10,7 +10,7 @@ from unittest.mock import patch
 
 import dirotq_kernels.decode as module
 import torch
-from dirotq_kernels.benching import copy_speed, median, say, timed, write
+from dirotq_kernels.benching import copies, copy_speed, median, say, timed, write
 from dirotq_kernels.decode import decode, decode_ref
 
 # N, K of FLUX.1, its modulations first, and of PixArt-Sigma.
@@ -18,7 +18,6 @@ SHAPES = [(18432, 3072), (9216, 3072), (12288, 3072), (3072, 3072), (21504, 3072
 SHAPES += [(1152, 1152), (3456, 1152), (4608, 1152), (1152, 4608)]
 GROUPS = {"integer": 64, "nvfp4": 16, "mxfp4": 32, "fp4h": 32}
 BLOCKS = (128, 256, 512)
-_MOVED = 1 << 28  # bytes at least between two readings of a weight, which then is in no cache
 
 
 def main() -> None:
@@ -27,15 +26,14 @@ def main() -> None:
     rows = []
     for n, k in SHAPES:
         for kind, group in GROUPS.items():
-            parts = random_weight(n, k, kind, group)
-            moved = sum(t.nbytes for t in parts if t is not None) + 2 * n * k
-            others = [random_weight(n, k, kind, group) for _ in range(_MOVED // moved)]
-            weights = [(*each, kind, group, k) for each in (parts, *others)]
+            weights = [random_weight(n, k, kind, group) for _ in range(copies(2 * n * k))]
+            moved = sum(t.nbytes for t in weights[0] if t is not None) + 2 * n * k
+            calls = [partial(decode, *parts, kind, group, k) for parts in weights]
             row = {"n": n, "k": k, "kind": kind, "bound_us": round(1e6 * moved / speed, 2)}
             for block in BLOCKS:
                 with patch.object(module, "_BLOCK", block):
-                    row[f"block_{block}_us"] = timed([partial(decode, *w) for w in weights])
-            row["reference_us"] = median(partial(decode_ref, *weights[0]))
+                    row[f"block_{block}_us"] = timed(calls)
+            row["reference_us"] = median(partial(decode_ref, *weights[0], kind, group, k))
             rows.append(row)
             say(row)
     write(

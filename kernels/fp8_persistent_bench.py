@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import triton
-from dirotq_kernels.benching import say, timed, write
+from dirotq_kernels.benching import copies, say, timed, write
 from dirotq_kernels.fp8_linear import product
 from dirotq_kernels.fp8_persistent import Tile, persistent
 from torch import Tensor
@@ -29,7 +29,6 @@ TILES = [
     Tile(64, 256, 128, warps=4, stages=4),
     Tile(128, 64, 128, warps=4, stages=5),
 ]
-_READ = 1 << 28  # bytes of operands at least, which then are in no cache
 _PEAK = 1978.9e12  # dense E4M3 operations a second of an H100 SXM, by its data sheet
 
 
@@ -61,8 +60,7 @@ def _operands(m: int, n: int, k: int) -> list[tuple[Tensor, ...]]:
 
     bias = torch.randn(n, device="cuda").bfloat16()
     scales = [torch.rand(rows, 1, device="cuda") + 0.5 for rows in (m, n)]
-    count = max(2, _READ // ((m + n) * k))
-    return [(codes(m), scales[0], codes(n), scales[1], bias) for _ in range(count)]
+    return [(codes(m), scales[0], codes(n), scales[1], bias) for _ in range(copies((m + n) * k))]
 
 
 def _time(run: Callable[..., Tensor], operands: list[tuple[Tensor, ...]]) -> float | str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from functools import partial
 
 import torch
-from dirotq_kernels.benching import copy_speed, say, timed, write
+from dirotq_kernels.benching import copies, copy_speed, say, timed, write
 from dirotq_kernels.hadamard import hadamard, hadamard_quantize
 
 # Tokens and the orders of FLUX.1's, PixArt's and SANA's widths.
@@ -26,7 +26,7 @@ def main() -> None:
             width *= order
         inputs = [
             torch.randn(tokens, width, device="cuda", dtype=torch.bfloat16)
-            for _ in range(max(2, (1 << 28) // (2 * tokens * width)))
+            for _ in range(copies(2 * tokens * width))
         ]
         # Times do not depend on the signs.
         size = sum(order * order for order in orders)

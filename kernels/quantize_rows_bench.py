@@ -10,7 +10,7 @@ from unittest.mock import patch
 
 import dirotq_kernels.quantize_rows as module
 import torch
-from dirotq_kernels.benching import copy_speed, say, timed, write
+from dirotq_kernels.benching import copies, copy_speed, say, timed, write
 
 SHAPES = [(4608, 3072), (4608, 12288), (8192, 1152), (8192, 4608), (2048, 2240), (2048, 5632)]
 # Columns and warps of a tile.
@@ -24,7 +24,7 @@ def main() -> None:
     for tokens, width in SHAPES:
         inputs = [
             torch.randn(tokens, width, device="cuda", dtype=torch.bfloat16)
-            for _ in range(max(2, (1 << 28) // (2 * tokens * width)))
+            for _ in range(copies(2 * tokens * width))
         ]
         bound = round(1e6 * tokens * (3 * width + 4) / speed, 2)
         for kind in ("fp4h", "fp8"):

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import triton
-from dirotq_kernels.benching import copy_speed, timed, write
+from dirotq_kernels.benching import copies, copy_speed, timed, write
 from dirotq_kernels.rotate_plan import Plan, choose
 from dirotq_kernels.rotate_quantize import launch
 
@@ -51,7 +51,7 @@ def draw(tokens: int, width: int, rank: int) -> tuple[list[torch.Tensor], list[t
     """Inputs that together do not fit the cache, and the tensors of a transform like those of a `Compact`."""
     inputs = [
         torch.randn(tokens, width, device="cuda", dtype=torch.bfloat16)
-        for _ in range(max(2, (1 << 28) // (2 * tokens * width)))
+        for _ in range(copies(2 * tokens * width))
     ]
     low = width - rank
     subspace, correction = (

@@ -10,7 +10,7 @@ from unittest.mock import patch
 
 import dirotq_kernels.unpack_e4m3 as module
 import torch
-from dirotq_kernels.benching import copy_speed, median, say, timed, write
+from dirotq_kernels.benching import copies, copy_speed, median, say, timed, write
 from dirotq_kernels.unpack_e4m3 import pack_scale, unpack_e4m3, unpack_e4m3_ref
 
 # N, K of FLUX.1 and PixArt-Sigma, and r.
@@ -18,7 +18,6 @@ SHAPES = [(9216, 3072), (12288, 3072), (3072, 3072), (21504, 3072), (3072, 12288
 SHAPES += [(1152, 1152), (3456, 1152), (4608, 1152), (1152, 4608)]
 RANKS = {1152: (64, 160), 3072: (64, 384), 4608: (64, 576), 12288: (64, 1536)}
 BLOCKS = (128, 256, 512)
-_MOVED = 1 << 28  # bytes at least between two readings of a weight, which then is in no cache
 
 
 def main() -> None:
@@ -27,14 +26,14 @@ def main() -> None:
     rows = []
     for n, k in SHAPES:
         for r in RANKS[k]:
-            layer = _layer(n, k, r)
-            moved = sum(t.nbytes for t in layer) + n * (k + 2 * r)
-            layers = [layer, *(_layer(n, k, r) for _ in range(_MOVED // moved))]
+            layers = [_layer(n, k, r) for _ in range(copies(n * k))]
+            moved = sum(t.nbytes for t in layers[0]) + n * (k + 2 * r)
+            calls = [partial(unpack_e4m3, *layer) for layer in layers]
             row = {"n": n, "k": k, "r": r, "bound_us": round(1e6 * moved / speed, 2)}
             for block in BLOCKS:
                 with patch.object(module, "_BLOCK", block):
-                    row[f"block_{block}_us"] = timed([partial(unpack_e4m3, *a) for a in layers])
-            row["reference_us"] = median(partial(unpack_e4m3_ref, *layer))
+                    row[f"block_{block}_us"] = timed(calls)
+            row["reference_us"] = median(partial(unpack_e4m3_ref, *layers[0]))
             rows.append(row)
             say(row)
     write(

@@ -17,7 +17,7 @@ from unittest.mock import patch
 
 import dirotq_kernels.weight_only as module
 import torch
-from dirotq_kernels.benching import copy_speed, say, timed, write
+from dirotq_kernels.benching import copies, copy_speed, say, timed, write
 from dirotq_kernels.decode_bench import GROUPS, random_weight
 from dirotq_kernels.weight_only import weight_only_linear
 from torch import Tensor
@@ -26,7 +26,6 @@ from torch.nn import functional as F
 # N, K of modulations: FLUX.1's (double blocks, single blocks, last) and PixArt-Sigma's.
 SHAPES = [(18432, 3072), (9216, 3072), (6144, 3072), (6912, 1152)]
 INPUTS = (1, 2, 4, 8, 16)
-_READ = 1 << 28  # bytes of weights at least between two readings of one, which then is in no cache
 
 
 def main() -> None:
@@ -35,9 +34,7 @@ def main() -> None:
     rows = []
     for (n, k), kind in product(SHAPES, GROUPS):
         weights = _weights(n, k, kind)
-        plain = [
-            torch.randn(n, k, device="cuda").bfloat16() for _ in range(-(-_READ // (2 * n * k)))
-        ]
+        plain = [torch.randn(n, k, device="cuda").bfloat16() for _ in range(copies(2 * n * k))]
         bias = torch.randn(n, device="cuda").bfloat16()
         moved = sum(t.nbytes for t in weights[0] if t is not None)
         for m in INPUTS:
@@ -58,7 +55,7 @@ def main() -> None:
 
 
 def _weights(n: int, k: int, kind: str) -> list[tuple[Tensor | None, ...]]:
-    return [random_weight(n, k, kind, GROUPS[kind]) for _ in range(1 + 2 * _READ // (n * k))]
+    return [random_weight(n, k, kind, GROUPS[kind]) for _ in range(copies(n * k // 2))]
 
 
 def _kernel(
