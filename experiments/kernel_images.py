@@ -28,7 +28,7 @@ from dirotq.lab.results import environment
 from dirotq.lab.stages import Stages
 from dirotq.linear import QuantInput
 from dirotq.metrics.fidelity import capped, psnr
-from dirotq.metrics.statistics import Estimate, bootstrap_mean, distinguishable, paired_difference
+from dirotq.metrics.statistics import bootstrap_mean, distinguishable, paired_difference
 from dirotq.prompts import Prompt
 from dirotq.transforms import Transform
 
@@ -45,12 +45,12 @@ def main() -> None:
     arguments = parser.parse_args()
     known = {"git": arguments.commit} if arguments.commit else {}
     stages = Stages(build_job(compose_config([*_SETTINGS, *arguments.settings])))
-    prompts, stages.prompts = stages.prompts, redrawn(stages.prompts, arguments.draws)
+    prompts, stages.prompts = stages.prompts, repeated(stages.prompts, arguments.draws)
     checkpoint, report = stages.quantized()
     reference = stages.reference_images()
-    simulated, _ = _draw(stages, checkpoint, "reference")
-    floor, _ = _draw(stages, checkpoint, "reference", exact=True)
-    kernels, chosen = _draw(stages, checkpoint, "auto")
+    simulated, _ = _draw(stages, checkpoint, "reference", reference)
+    floor, _ = _draw(stages, checkpoint, "reference", reference, exact=True)
+    kernels, chosen = _draw(stages, checkpoint, "auto", reference)
     content = {
         "what": "images of one checkpoint by kernels and by the simulated layers; trained weights",
         "command": _command(arguments),
@@ -82,7 +82,7 @@ def _command(arguments: argparse.Namespace) -> str:
     return shlex.join([*words, *(["--set", *kept] if kept else [])])
 
 
-def redrawn(prompts: Sequence[Prompt], draws: int) -> list[Prompt]:
+def repeated(prompts: Sequence[Prompt], draws: int) -> list[Prompt]:
     """All prompts, then all of them again under ids, and so noises, of their own: `draws` times in all."""
     others = [replace(p, id=f"{p.id}/{draw}") for draw in range(1, draws) for p in prompts]
     return [*prompts, *others]
@@ -111,7 +111,7 @@ def use_exact_transforms(model: nn.Module) -> None:
 
 
 def _draw(
-    stages: Stages, checkpoint: Path, backend: str, *, exact: bool = False
+    stages: Stages, checkpoint: Path, backend: str, reference: Tensor, *, exact: bool = False
 ) -> tuple[Tensor, dict[str, str]]:
     """Images uint8 [B, H, W, 3], and what computed each layer. Raises ValueError when an image is broken."""
     model = stages.pipeline.load_transformer(checkpoint)
@@ -127,46 +127,47 @@ def _draw(
         transformer=lambda: model,
         depends=dict,  # of a key, and none is asked for
     )
-    images = drawer.draw(stages.prompts, stages.job.eval.batch, reference=stages.reference_images())
+    images = drawer.draw(stages.prompts, stages.job.eval.batch, reference=reference)
     return images, chosen
 
 
 def compared(
     reference: Tensor, simulated: Tensor, floor: Tensor, kernels: Tensor, prompts: int
 ) -> dict[str, Any]:
-    """PSNR in dB, averaged over the draws of a prompt: of all to the 16-bit images, with paired differences; to the
-    simulated ones. All images uint8 [draws * prompts, H, W, 3], as `redrawn` orders them."""
+    """PSNR in dB to the 16-bit and to the simulated images, averaged over a prompt's draws, and paired differences.
+
+    All images are uint8 [draws * prompts, H, W, 3], ordered as by `repeated`.
+    """
 
     def values(a: Tensor, b: Tensor) -> Any:
         return capped(psnr(a, b)).reshape(-1, prompts).mean(0).numpy()
 
+    def mean(found: Any) -> dict[str, Any]:
+        return asdict(bootstrap_mean(found, seed=0))
+
     def minus(a: Any, b: Any) -> dict[str, Any]:
         difference = paired_difference(a, b, seed=0)
-        return _shown(difference) | {"distinguishable": distinguishable(difference)}
+        return asdict(difference) | {"distinguishable": distinguishable(difference)}
 
     ours, theirs, noise = (values(images, reference) for images in (kernels, simulated, floor))
     return {
         "psnr_to_16_bit": {
-            "simulated": _shown(bootstrap_mean(theirs, seed=0)),
-            "floor": _shown(bootstrap_mean(noise, seed=0)),
-            "kernels": _shown(bootstrap_mean(ours, seed=0)),
+            "simulated": mean(theirs),
+            "floor": mean(noise),
+            "kernels": mean(ours),
             "floor_minus_simulated": minus(noise, theirs),
             "kernels_minus_simulated": minus(ours, theirs),
             "kernels_minus_floor": minus(ours, noise),
         },
         "psnr_to_simulated": {
-            "floor": _shown(bootstrap_mean(values(floor, simulated), seed=0)),
-            "kernels": _shown(bootstrap_mean(values(kernels, simulated), seed=0)),
+            "floor": mean(values(floor, simulated)),
+            "kernels": mean(values(kernels, simulated)),
         },
         "bitwise_equal_to_simulated": {
             "floor": int((floor == simulated).flatten(1).all(1).sum()),
             "kernels": int((kernels == simulated).flatten(1).all(1).sum()),
         },
     }
-
-
-def _shown(estimate: Estimate) -> dict[str, Any]:
-    return asdict(estimate)
 
 
 if __name__ == "__main__":

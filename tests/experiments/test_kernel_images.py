@@ -7,7 +7,7 @@ from torch import Tensor, nn
 import dirotq
 from dirotq.linear import QuantInput
 from dirotq.prompts import Prompt
-from experiments.kernel_images import compared, redrawn, use_exact_transforms
+from experiments.kernel_images import compared, repeated, use_exact_transforms
 
 
 def layer() -> tuple[nn.Module, Tensor]:
@@ -39,8 +39,8 @@ def test_transforms_are_summed_in_float64_and_rounded_once() -> None:
 
 def test_draws_have_ids_of_their_own() -> None:
     prompts = [Prompt("a", "one"), Prompt("b", "two")]
-    assert redrawn(prompts, 1) == prompts
-    found = redrawn(prompts, 3)
+    assert repeated(prompts, 1) == prompts
+    found = repeated(prompts, 3)
     assert found[:2] == prompts
     assert [prompt.text for prompt in found] == 3 * ["one", "two"]
     assert len({prompt.seed() for prompt in found}) == 6
