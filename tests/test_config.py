@@ -13,7 +13,7 @@ from dirotq.formats import Integer
 from dirotq.methods import FP16, RTN, DiRotQ
 from dirotq.recipes import Bits
 
-# Files of whole settings, and of another command: tests/test_presets.py, tests/experiments/test_bench.py.
+# Files of whole settings, and of another command: tests/test_presets.py, tests/experiments/test_bench_settings.py.
 PRESETS = ("bench", "experiment", "hydra", "sweep")
 FILES = sorted(p for p in config_folder().glob("*/*.yaml") if p.parent.name not in PRESETS)
 EVERY = [pytest.param(path, id=f"{path.parent.name}={path.stem}") for path in FILES]
