@@ -116,8 +116,8 @@ class Stages:
     def redrawn_images(self) -> Tensor:
         """uint8 [B, H, W, 3]: the 16-bit model's images once more, in batches of half the size (of 2 instead of 1).
 
-        Other kernels add the same numbers in another order: all that differs from `reference_images` is noise. A single
-        prompt is drawn as it was.
+        Other kernels add the same numbers in another order: all that differs from `reference_images` is noise, at least
+        so much of it, as many sizes may take the same kernels. A single prompt is drawn as it was.
         """
         size = min(self.job.eval.batch, len(self.prompts))
         batch = size // 2 if size > 1 else 2
